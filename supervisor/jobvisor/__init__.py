@@ -1,0 +1,77 @@
+"""Job control for storage. `jobvisor.aio` has the same names with coroutines."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jobvisor.errors import (
+        Busy,
+        HomeInUse,
+        HomeUnusable,
+        JobAborted,
+        JobFailed,
+        JobvisorError,
+        JournalError,
+        NoSuchJob,
+        NotPermitted,
+        Unreachable,
+        UsageError,
+        WaitTimeout,
+        WrongState,
+    )
+    from jobvisor.events import Event, EventStream
+    from jobvisor.info import EndedBy, JobInfo, Parameter
+    from jobvisor.job import Job
+    from jobvisor.schedule import Mask
+    from jobvisor.states import Cause, State, Verb
+    from jobvisor.supervisor import Supervisor
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "errors": (
+        "Busy HomeInUse HomeUnusable JobAborted JobFailed JobvisorError JournalError NoSuchJob NotPermitted Unreachable "
+        "UsageError WaitTimeout WrongState"
+    ),
+    "events": "Event EventStream",
+    "info": "EndedBy JobInfo Parameter",
+    "job": "Job",
+    "schedule": "Mask",
+    "states": "Cause State Verb",
+    "supervisor": "Supervisor",
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+__all__ = [
+    "Busy",
+    "Cause",
+    "EndedBy",
+    "Event",
+    "EventStream",
+    "HomeInUse",
+    "HomeUnusable",
+    "Job",
+    "JobAborted",
+    "JobFailed",
+    "JobInfo",
+    "JobvisorError",
+    "JournalError",
+    "Mask",
+    "NoSuchJob",
+    "NotPermitted",
+    "Parameter",
+    "State",
+    "Supervisor",
+    "Unreachable",
+    "UsageError",
+    "Verb",
+    "WaitTimeout",
+    "WrongState",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Names are loaded when first asked for: what only lists jobs loads no supervisor."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,223 @@
+"""The one implementation behind both faces: every method returns a future, resolved by the supervisor's own threads."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import select
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from jobvisor import startup, store, verbs
+from jobvisor.engine import Engine
+from jobvisor.errors import NoSuchJob, Unreachable, UsageError
+from jobvisor.events import Event, EventStream
+from jobvisor.home import Home
+from jobvisor.info import JobInfo
+from jobvisor.journal import Journal
+from jobvisor.record import Record, Waiter
+from jobvisor.request import Options, build
+from jobvisor.schedule import Mask
+from jobvisor.states import State, Verb
+from jobvisor_workers import registry
+from jobvisor_workers.errors import JobError
+from jobvisor_workers.jobtype import JobType
+from jobvisor_workers.protocol import Detach
+from jobvisor_workers.resources.path import identify
+
+#: An idle zygote ends when its supervisor leaves; so long is waited for that, seconds.
+ZYGOTE_LEAVES = 5.0
+
+_VERBS = {
+    Verb.SUSPEND: verbs.suspend,
+    Verb.RESUME: verbs.resume,
+    Verb.COMPLETE: verbs.complete,
+}
+
+
+class Core:
+    """A supervisor, by futures."""
+
+    def __init__(
+        self, home: str | os.PathLike[str] | None, types: Sequence[str], grace: float, *, tied: bool = False
+    ) -> None:
+        """`tied`: jobs share this process's fate (stop, death), and the home is removed at the end."""
+        if not grace > 0:
+            raise UsageError(f"grace is to be more than 0 seconds, not {grace:g}")
+        registry.add_modules(types)
+        self.home = Home(home)
+        try:
+            journal = Journal(self.home.journal)
+            try:
+                self._engine = Engine(self.home, journal, list(types), grace, tied=tied)
+                startup.load(self._engine)
+            except BaseException:
+                journal.close()
+                raise
+        except BaseException:
+            self.home.release()
+            raise
+        self._engine.pump.start()
+        self._engine.pump.submit(lambda: startup.resume(self._engine)).result()
+
+    def start(self, job: JobType | str, options: Options, args: dict[str, Any]) -> Future[JobInfo]:
+        request, notes = build(job, args, options)
+        return self._submit(lambda: self._engine.start(request, notes))
+
+    def info(self, id: int) -> Future[JobInfo]:  # noqa: A002 - the field's name everywhere
+        return self._submit(lambda: self._engine.info(_checked(id)))
+
+    def jobs(
+        self,
+        *,
+        state: State | str | Iterable[State | str] | None,
+        type: str | None,  # noqa: A002 - the field's name everywhere
+        resource: str | None,
+        limit: int | None,
+    ) -> Future[list[JobInfo]]:
+        """Live jobs from memory, ended ones from the journal; newest first."""
+        states = _states(state)
+        path = None if resource is None else os.path.join(os.getcwd(), resource)
+
+        def wanted(info: JobInfo) -> bool:
+            fits = (not states or info.state in states) and type in (None, info.type)
+            return fits and (path is None or path in info.resources)
+
+        def gather() -> Future[list[JobInfo]]:
+            live = [info for info in (record.info() for record in self._engine.records.values()) if wanted(info)]
+            known = {info.id for info in live}
+            return self._engine.journal.post(lambda db: merge(store.final(db, **query), live, known))
+
+        def merge(final: list[JobInfo], live: list[JobInfo], known: set[int]) -> list[JobInfo]:
+            both = [*live, *(info for info in final if info.id not in known)]
+            return sorted(both, key=lambda info: -info.id)[:limit]
+
+        query: Any = {"states": [str(each) for each in states], "type": type, "resource": path, "limit": limit}
+        return self._submit(gather)
+
+    def wait(self, id: int, until: State | None) -> tuple[Future[JobInfo], Waiter]:  # noqa: A002
+        """The future resolves when the job is in `until`, or final."""
+
+        def met(record: Record) -> bool:
+            return record.state.final or record.state is until
+
+        waiter = Waiter(met, lambda _: None)
+        return self._submit(lambda: self._engine.wait(_checked(id), waiter)), waiter
+
+    def unwait(self, id: int, waiter: Waiter) -> None:  # noqa: A002
+        self._engine.pump.call(lambda: self._engine.unwait(id, waiter))
+
+    def verb(self, verb: Verb, id: int, *, wait: bool, force: bool = False) -> Future[JobInfo]:  # noqa: A002
+        do = partial(verbs.abort, force=force) if verb is Verb.ABORT else _VERBS[verb]
+        return self._submit(lambda: do(self._engine, _checked(id), wait))
+
+    def retry(self, id: int) -> Future[JobInfo]:  # noqa: A002
+        return self._submit(lambda: verbs.retry(self._engine, _checked(id)))
+
+    def forget(self, id: int) -> Future[None]:  # noqa: A002
+        return self._submit(lambda: verbs.forget(self._engine, _checked(id)))
+
+    def ended_before(self, before: datetime | None) -> Future[list[int]]:
+        """The final jobs that `forget` is about."""
+        moment = before.timestamp() if before else float("inf")
+        return self._submit(lambda: self._engine.journal.post(lambda db: store.ended_before(db, moment)))
+
+    def current(self) -> Future[int | None]:
+        return self._submit(lambda: self._engine.current.get(os.getuid()))
+
+    def set_current(self, id: int) -> Future[None]:  # noqa: A002
+        def set_it(_: JobInfo) -> None:
+            self._engine.set_current(os.getuid(), id)
+
+        known = self.info(id)
+        outcome: Future[None] = Future()
+
+        def found(done: Future[JobInfo]) -> None:
+            error = done.exception()
+            if error:
+                outcome.set_exception(error)
+                return
+            self._engine.pump.call(lambda: (set_it(done.result()), outcome.set_result(None))[1])
+
+        known.add_done_callback(found)
+        return outcome
+
+    def pids(self) -> Future[dict[int, int]]:
+        return self._submit(lambda: self._engine.pool.pids())
+
+    def zygotes(self) -> Future[list[int]]:
+        return self._submit(lambda: self._engine.pool.zygote_pids())
+
+    def mask(self, resource: str) -> Future[Mask]:
+        """Raises JobError when there is no such resource."""
+        path = os.path.join(os.getcwd(), resource)
+        key = identify(path, new=True)
+        types = {
+            name: [each.access for each in registry.get(name).resources().values()] for name in registry.names()
+        }
+        return self._submit(lambda: self._engine.schedule.mask(key, path, types))
+
+    def events(self, since: int | None, job: int | None) -> EventStream:
+        def older(after: int, before: int | None) -> list[Event]:
+            return self._engine.journal.post(lambda db: store.events(db, after, before)).result()
+
+        if self._engine.closed:
+            raise Unreachable("this supervisor was closed")
+        return EventStream(self._engine.hub, since=since, job=job, older=older)
+
+    def detach(self) -> None:
+        """A tied supervisor's jobs are to go on without it."""
+        self._submit(lambda: self._engine.pool.broadcast(Detach())).result()
+
+    def close(self) -> None:
+        """Stop supervising; workers go on, and idle zygotes end."""
+        engine = self._engine
+        if engine.closed:
+            return
+        idle = [os.pidfd_open(pid) for pid in self._idle_zygotes()]
+        engine.pump.submit(self._let_go).result()
+        engine.pump.stop()
+        engine.journal.close()
+        self.home.release()
+        for pidfd in idle:
+            select.select([pidfd], [], [], ZYGOTE_LEAVES)
+            os.close(pidfd)
+
+    def _idle_zygotes(self) -> Iterable[int]:
+        if self._submit(lambda: bool(self._engine.pool.pids())).result():
+            return []
+        return self.zygotes().result()
+
+    def _let_go(self) -> None:
+        engine = self._engine
+        engine.closed = True
+        engine.hub.close_all()
+        for waiter in itertools.chain.from_iterable(record.waiters for record in engine.records.values()):
+            waiter.future.set_exception(Unreachable("this supervisor was closed; the job goes on"))
+        engine.pool.close()
+
+    def _submit(self, function: Any) -> Any:
+        if self._engine.closed:
+            raise Unreachable("this supervisor was closed")
+        return self._engine.pump.submit(function)
+
+
+def _checked(id: int) -> int:  # noqa: A002
+    """Ids are positive, and small enough for the journal. Raises NoSuchJob."""
+    if isinstance(id, bool) or not isinstance(id, int):
+        raise UsageError(f"a job id is a number, not {id!r}")
+    if not 0 < id < 1 << 63:
+        raise NoSuchJob(id)
+    return id
+
+
+def _states(state: State | str | Iterable[State | str] | None) -> list[State]:
+    if state is None:
+        return []
+    try:
+        return [State(state)] if isinstance(state, str) else [State(each) for each in state]
+    except ValueError as error:
+        raise UsageError(f"{error}; states are {', '.join(State)}")

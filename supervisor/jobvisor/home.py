@@ -1,0 +1,104 @@
+"""A supervisor's directory: where it is, what lies in it, and that only one supervisor has it."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import sys
+from pathlib import Path
+
+from jobvisor.errors import HomeInUse, HomeUnusable
+from jobvisor_workers.signals import command_line
+
+NFS_MAGIC = 0x6969
+
+
+def default_home() -> Path:
+    """JOBVISOR_HOME, else /var/lib/jobvisor for root, else $XDG_STATE_HOME/jobvisor."""
+    named = os.environ.get("JOBVISOR_HOME")
+    if named:
+        return Path(named).absolute()
+    if os.geteuid() == 0:
+        return Path("/var/lib/jobvisor")
+    from platformdirs import user_state_path
+
+    return user_state_path("jobvisor")
+
+
+class Home:
+    """The directories of one home, and the lock that makes it ours.
+
+    journal.sqlite · jobs/<id>/{request,life,result,exit,log} · run/ (0700: zygote sockets, locks)
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        """Raises HomeUnusable, HomeInUse."""
+        self.path = Path(path).absolute() if path is not None else default_home()
+        self.jobs = self.path / "jobs"
+        self.run = self.path / "run"
+        self.journal = self.path / "journal.sqlite"
+        try:
+            for directory in (self.path, self.jobs, self.run):
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            owner = self.path.stat().st_uid
+        except OSError as error:
+            raise HomeUnusable(str(self.path), error.strerror or str(error))
+        if owner != os.geteuid():
+            raise HomeUnusable(str(self.path), f"it belongs to uid {owner}; name another one with --home")
+        if _filesystem(self.path) == NFS_MAGIC:
+            raise HomeUnusable(str(self.path), "it is on NFS, where locks do not tell who lives; name another one with --home")
+        self._lock = self._take()
+
+    def job(self, id: int) -> str:  # noqa: A002 - the field's name everywhere
+        """The directory of a job."""
+        return str(self.jobs / str(id))
+
+    def release(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _take(self) -> int:
+        path = self.run / "supervisor.lock"
+        while True:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                text = os.pread(lock, 64, 0).decode(errors="replace").strip()
+                os.close(lock)
+                pid = int(text) if text.isdigit() else None
+                raise HomeInUse(str(self.path), pid, command_line(pid) if pid else "")
+            # A run directory that was wiped and made again has a new inode under the same name.
+            try:
+                if os.path.samestat(os.fstat(lock), os.stat(path)):
+                    break
+            except FileNotFoundError:
+                pass
+            os.close(lock)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        return lock
+
+
+def boot_id() -> str:
+    """Another one means that the host was started anew."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+def umask() -> int:
+    """The process's umask, without the race of setting it to read it."""
+    with open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o077
+
+
+def _filesystem(path: Path) -> int:
+    buffer = ctypes.create_string_buffer(256)
+    if ctypes.CDLL(None).statfs(os.fsencode(path), buffer):
+        return 0
+    return int.from_bytes(buffer.raw[:8], sys.byteorder)

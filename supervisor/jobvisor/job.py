@@ -1,0 +1,85 @@
+"""A handle to one job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jobvisor.errors import JobAborted, JobFailed, JobvisorError, WaitTimeout
+from jobvisor.info import JobInfo
+from jobvisor.states import State, Verb
+
+if TYPE_CHECKING:
+    from jobvisor.supervisor import Supervisor
+
+
+class Job:
+    """Made by Supervisor.start and Supervisor.job; equal to any other handle of the same id."""
+
+    def __init__(self, supervisor: Supervisor, id: int) -> None:  # noqa: A002 - the field's name everywhere
+        self._supervisor = supervisor
+        self.id = id
+
+    def info(self) -> JobInfo:
+        """All that is known now. Raises NoSuchJob when it was forgotten."""
+        return self._supervisor._info(self.id)
+
+    def wait(self, timeout: float | None = None, *, until: State | str | None = None, check: bool = False) -> JobInfo:
+        """Wait for the end, or for a state; `timeout` in seconds.
+
+        Raises WaitTimeout; with `check` also JobFailed and JobAborted.
+        """
+        info = self._supervisor._wait(self.id, timeout, None if until is None else State(until))
+        if info is None:
+            raise WaitTimeout(self.id, timeout or 0.0)
+        return checked(info) if check else info
+
+    def suspend(self, *, wait: bool = True) -> JobInfo:
+        """Stop every process of the job; returns when each thread was seen stopped. Raises WrongState."""
+        return self._supervisor._verb(Verb.SUSPEND, self.id, wait=wait)
+
+    def resume(self, *, wait: bool = True) -> JobInfo:
+        """Let a suspended job go on. Raises WrongState."""
+        return self._supervisor._verb(Verb.RESUME, self.id, wait=wait)
+
+    def abort(self, *, wait: bool = True, force: bool = False) -> JobInfo:
+        """End the job; returns when its last process is gone. `force`: SIGKILL now. Raises WrongState."""
+        return self._supervisor._verb(Verb.ABORT, self.id, wait=wait, force=force)
+
+    def complete(self, *, wait: bool = True) -> JobInfo:
+        """Tell a two-phase job that is ready to finish. Raises WrongState."""
+        return self._supervisor._verb(Verb.COMPLETE, self.id, wait=wait)
+
+    def retry(self) -> Job:
+        """A new job like this failed or aborted one. Raises WrongState, UsageError."""
+        return self._supervisor._retry(self.id)
+
+    def forget(self) -> None:
+        """Remove all that is known of an ended job. Raises WrongState."""
+        self._supervisor._forget(self.id)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Job) and (other._supervisor, other.id) == (self._supervisor, self.id)
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        return describe(self.id, self._supervisor)
+
+
+def checked(info: JobInfo) -> JobInfo:
+    """Raises JobFailed, JobAborted."""
+    if info.state is State.FAILED:
+        raise JobFailed(info)
+    if info.state is State.ABORTED:
+        raise JobAborted(info)
+    return info
+
+
+def describe(id: int, supervisor: Supervisor) -> str:  # noqa: A002
+    """<Job 7 clone running>; without type and state when they cannot be had."""
+    try:
+        info = supervisor._info(id)
+    except JobvisorError:
+        return f"<Job {id}>"
+    return f"<Job {id} {info.type} {info.state}>"

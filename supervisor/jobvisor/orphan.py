@@ -1,0 +1,87 @@
+"""A worker whose zygote died: the supervisor watches it by pidfd and signals it itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from jobvisor.pump import Pump
+from jobvisor_workers.control import STOPPED, Control, belongs, states
+
+#: Seconds between two looks: nobody tells of stops here.
+LOOK = 0.05
+COLLECT_AGAIN = 0.02
+
+
+class Orphan:
+    """Delivers stopped, continued and ended for one worker, like a zygote."""
+
+    def __init__(
+        self,
+        pump: Pump,
+        job: int,
+        pid: int,
+        pidfd: int,
+        say: Callable[[Literal["stopped", "continued"], bool], None],
+        ended: Callable[[], None],
+    ) -> None:
+        self.pid = pid
+        self.control = Control(job, pid, say)
+        self._job, self._pump, self._pidfd, self._ended = job, pump, pidfd, ended
+        self._alive = True
+        pump.watch(pidfd, self._died)
+        self._timer = pump.later(0, self._look)
+
+    def look_soon(self) -> None:
+        """A verb was used: do not wait for the next look."""
+        self._timer.drop()
+        self._timer = self._pump.later(0.001, self._look)
+
+    def close(self) -> None:
+        if self._alive:
+            self._alive = False
+            self._timer.drop()
+            self._pump.unwatch(self._pidfd)
+            os.close(self._pidfd)
+
+    def _look(self) -> None:
+        letters = states(self.pid)
+        if letters and all(letter in STOPPED for letter in letters):
+            self.control.leader_stopped()
+        elif self.control.stopped:
+            self.control.leader_continued()
+        at = self.control.tick(time.monotonic())
+        delay = LOOK if at is None else min(LOOK, max(0.0, at - time.monotonic()))
+        self._timer = self._pump.later(delay, self._look)
+
+    def _died(self) -> None:
+        self.close()
+        self._collect()
+
+    def _collect(self) -> None:
+        """Kill what the worker left. Its session cannot be taken by others while a process of it lives."""
+        strays = [int(name) for name in os.listdir("/proc") if name.isdigit() and belongs(int(name), self.pid, self._job)]
+        for pid in strays:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        if any(set(states(pid)) - {"Z", "X"} for pid in strays):
+            self._pump.later(COLLECT_AGAIN, self._collect)
+        else:
+            self._ended()
+
+
+def open_worker(pid: int, still_alive: Callable[[], bool]) -> int | None:
+    """A pidfd that is certainly the worker's: after opening it, the life lock must still be held."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    if still_alive():
+        return pidfd
+    os.close(pidfd)
+    return None

@@ -1,0 +1,250 @@
+"""The pid pool: which process does which job, and the way to reach it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+from jobvisor import spawner
+from jobvisor.orphan import Orphan
+from jobvisor.pump import Pump
+from jobvisor.record import Record
+from jobvisor.spawner import INLINE_MAX, Zygote
+from jobvisor_workers.protocol import (
+    VERSION,
+    Abort,
+    Acknowledge,
+    Exit,
+    Report,
+    Resume,
+    Signal,
+    Spawn,
+    Suspend,
+    ToZygote,
+    decode_reports,
+    encode,
+)
+
+#: A pipe holds at most this much.
+PIPE_READ = 65536
+
+
+class Listener:
+    """What the pool tells; all on the pump."""
+
+    def reported(self, job: int, report: Report) -> None: ...
+    def stopped(self, job: int, outsider: bool) -> None: ...
+    def continued(self, job: int, outsider: bool) -> None: ...
+    def exited(self, job: int, told: Exit | None) -> None: ...
+    def refused(self, job: int, message: str) -> None: ...
+    def zygote_lost(self, jobs: list[int]) -> None: ...
+
+
+class Process:
+    """A worker, by way of its zygote or, when that is gone, as an orphan."""
+
+    def __init__(self, job: int, zygote: Zygote | None) -> None:
+        self.job, self.zygote = job, zygote
+        self.orphan: Orphan | None = None
+        self.pid: int | None = None
+        self.pipe: int | None = None
+        self.rest = b""
+
+
+class Pool:
+    """Jobs to processes. Used on the pump only, except `start_zygote`."""
+
+    def __init__(self, pump: Pump, listener: Listener, run: str, home: str, modules: list[str], *, tied: bool) -> None:
+        self.modules = modules
+        self._pump, self._listener, self._run, self._home, self._tied = pump, listener, run, home, tied
+        self._processes: dict[int, Process] = {}
+        self._zygotes: list[Zygote] = []
+        self._current: Zygote | None = None
+
+    # --- zygotes ---------------------------------------------------------------------------------------------
+
+    def take(self, zygote: Zygote) -> None:
+        """A zygote found alive; it gets new jobs if it is of our version and has our modules."""
+        self._zygotes.append(zygote)
+        assert zygote.hello is not None
+        if zygote.hello.version == VERSION and zygote.hello.modules == self.modules:
+            self._current = zygote
+        for job in zygote.hello.jobs:
+            self._processes.setdefault(job, Process(job, zygote))
+
+    def attach(self) -> None:
+        """Begin to receive from what was taken."""
+        for zygote in self._zygotes:
+            zygote.attach(self._pump, self._received, self._lost)
+
+    def ready_zygote(self) -> Zygote:
+        """The one that forks new jobs; started when there is none."""
+        if self._current is None or self._current.gone:
+            self._current = spawner.start(self._run, self.modules, tied=self._tied, home=self._home)
+            self._zygotes.append(self._current)
+            self._current.attach(self._pump, self._received, self._lost)
+        return self._current
+
+    def zygote_pids(self) -> list[int]:
+        return [zygote.hello.pid for zygote in self._zygotes if zygote.hello and not zygote.gone]
+
+    def broadcast(self, message: ToZygote) -> None:
+        for zygote in self._zygotes:
+            if not zygote.gone:
+                zygote.say(message)
+
+    def close(self) -> None:
+        """Let go of everything; the workers go on."""
+        for process in self._processes.values():
+            self._close_pipe(process)
+            if process.orphan:
+                process.orphan.close()
+        for zygote in self._zygotes:
+            if not zygote.gone:
+                self._pump.unwatch(zygote.socket.fileno())
+                zygote.close()
+
+    # --- jobs ------------------------------------------------------------------------------------------------
+
+    def __contains__(self, job: int) -> bool:
+        return job in self._processes
+
+    def pids(self) -> dict[int, int]:
+        return {job: process.pid for job, process in self._processes.items() if process.pid is not None}
+
+    def spawn(self, record: Record, directory: str, grace: float) -> None:
+        zygote = self.ready_zygote()
+        request = encode(record.request)
+        spawn = Spawn(record.id, directory, time_limit=record.request.time_limit, grace=grace)
+        self._processes[record.id] = Process(record.id, zygote)
+        if len(request) > INLINE_MAX:
+            zygote.say(spawn, request)
+        else:
+            spawn.request = msgspec.Raw(request)
+            zygote.say(spawn)
+
+    def adopt(self, job: int, pid: int, pidfd: int, pipe: int | None) -> None:
+        """Watch a worker that has no zygote any more."""
+        process = self._processes.setdefault(job, Process(job, None))
+        process.zygote, process.pid = None, pid
+
+        def say(what: Literal["stopped", "continued"], outsider: bool) -> None:
+            (self._listener.stopped if what == "stopped" else self._listener.continued)(job, outsider)
+
+        process.orphan = Orphan(self._pump, job, pid, pidfd, say, lambda: self._over(process, None))
+        if process.pipe is None and pipe is not None:
+            self._open_pipe(process, pid, pipe)
+        process.orphan.control.signal_leader(signal.SIGUSR1)
+
+    def suspend(self, job: int) -> None:
+        self._tell(job, Suspend(job), lambda orphan: orphan.control.suspend())
+
+    def resume(self, job: int) -> None:
+        self._tell(job, Resume(job), lambda orphan: orphan.control.resume())
+
+    def abort(self, job: int, grace: float, *, force: bool) -> None:
+        self._tell(job, Abort(job, grace, force), lambda orphan: orphan.control.abort(grace, force=force))
+
+    def signal(self, job: int, number: int) -> None:
+        """To the worker alone."""
+        self._tell(job, Signal(job, number), lambda orphan: orphan.control.signal_leader(number))
+
+    def acknowledge(self, job: int) -> None:
+        """The job's end is written down."""
+        process = self._processes.pop(job, None)
+        if process and process.zygote and not process.zygote.gone:
+            process.zygote.say(Acknowledge(job))
+
+    def drop(self, job: int) -> None:
+        """The process is no more, the job may get another."""
+        process = self._processes.pop(job, None)
+        if process:
+            self._close_pipe(process)
+            if process.zygote and not process.zygote.gone:
+                process.zygote.say(Acknowledge(job))
+
+    def _tell(self, job: int, message: ToZygote, do: Callable[[Orphan], None]) -> None:
+        process = self._processes.get(job)
+        if process is None:
+            return
+        if process.orphan:
+            do(process.orphan)
+            process.orphan.look_soon()
+        elif process.zygote and not process.zygote.gone:
+            process.zygote.say(message)
+
+    # --- what arrives ----------------------------------------------------------------------------------------
+
+    def _received(self, zygote: Zygote, message: object, descriptor: int | None) -> None:
+        from jobvisor_workers.protocol import Continued, Exited, Refused, Started, Stopped
+
+        match message:
+            case Started(job=job, pid=pid):
+                process = self._processes.setdefault(job, Process(job, zygote))
+                process.zygote, process.pid = zygote, pid
+                if descriptor is not None:
+                    self._watch_pipe(process, descriptor)
+            case Stopped(job=job, outsider=outsider):
+                self._listener.stopped(job, outsider)
+            case Continued(job=job, outsider=outsider):
+                self._listener.continued(job, outsider)
+            case Exited(job=job, exit=told):
+                self._over(self._processes.setdefault(job, Process(job, zygote)), told)
+            case Refused(job=job, message=text):
+                self._listener.refused(job, text)
+
+    def _lost(self, zygote: Zygote) -> None:
+        self._zygotes.remove(zygote)
+        if self._current is zygote:
+            self._current = None
+        orphaned = [process.job for process in self._processes.values() if process.zygote is zygote]
+        for job in orphaned:
+            self._processes[job].zygote = None
+        self._listener.zygote_lost(orphaned)
+
+    def _over(self, process: Process, told: Exit | None) -> None:
+        if process.pipe is not None:
+            self._read(process)
+            self._close_pipe(process)
+        self._listener.exited(process.job, told)
+
+    def _open_pipe(self, process: Process, pid: int, number: int) -> None:
+        try:
+            pipe = os.open(f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:  # gone meanwhile, or of another user: progress is then unknown until the end
+            return
+        self._watch_pipe(process, pipe)
+
+    def _watch_pipe(self, process: Process, pipe: int) -> None:
+        self._close_pipe(process)
+        process.pipe = pipe
+        self._pump.watch(pipe, lambda: self._read(process))
+
+    def _close_pipe(self, process: Process) -> None:
+        if process.pipe is not None:
+            self._pump.unwatch(process.pipe)
+            os.close(process.pipe)
+            process.pipe = None
+
+    def _read(self, process: Process) -> None:
+        if process.pipe is None:
+            return
+        try:
+            content = os.read(process.pipe, PIPE_READ)
+        except BlockingIOError:
+            return
+        if not content:
+            self._close_pipe(process)
+            return
+        # Only the newest counts: a report is a whole snapshot, and written whole or not at all.
+        line = content.rstrip(b"\n").rpartition(b"\n")[2]
+        try:
+            reports = decode_reports(line)
+        except msgspec.DecodeError:  # what a worker writes is not to be trusted
+            return
+        if reports:
+            self._listener.reported(process.job, reports[-1])

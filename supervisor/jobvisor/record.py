@@ -1,0 +1,156 @@
+"""A job as the supervisor's pump sees it: the one mutable value, from which every JobInfo is taken."""
+
+from __future__ import annotations
+
+import pwd
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from msgspec import Struct
+
+from jobvisor.info import EndedBy, JobInfo
+from jobvisor.states import NEXT, Cause, State
+from jobvisor_workers.protocol import Report, Request
+
+#: Weight of the newest measurement in the rate shown.
+SMOOTHING = 0.3
+
+
+class Notes(Struct, omit_defaults=True):
+    """What recovery must know beyond the request; kept in the journal's row."""
+
+    boot: str = ""
+    owner_uid: int = 0
+    abort: bool = False
+    force: bool = False
+    held: bool = False
+    keys: dict[str, tuple[str, str]] = {}
+    resources: list[str] = []
+
+
+class Waiter:
+    """Somebody waits for a job: `met` says when, `late` what to raise when the job ended otherwise."""
+
+    def __init__(self, met: Callable[[Record], bool], late: Callable[[Record], Exception | None]) -> None:
+        self.met, self.late = met, late
+        self.future: Future[JobInfo] = Future()
+
+
+class Record:
+    """One job that is not final, or has just become so. Touched by the pump only."""
+
+    def __init__(self, request: Request, notes: Notes, log: str) -> None:
+        self.request, self.notes, self.log = request, notes, log
+        self.id = request.id
+        self.state = State.QUEUED
+        self.report = Report()
+        self.claimed = False
+        self.pid: int | None = None
+        self.cause: Cause | None = None
+        self.reason: str | None = None
+        self.errmsg: str | None = None
+        self.started: float | None = None
+        self.ended: float | None = None
+        self.suspended_by: str | None = None
+        self.ended_by: EndedBy | None = None
+        self.exit_status: int | None = None
+        self.signal: int | None = None
+        self.rusage: dict[str, float] = {}
+        self.result: dict[str, object] | None = None
+        self.adopted = False
+        self.delegated = False
+        self.spawns = 0
+        self.concluding = False
+        self.waiters: list[Waiter] = []
+        self.when_claimed: list[Callable[[], None]] = []
+        self._bps = 0.0
+        self._measured: tuple[float, int] | None = None
+
+    def move(self, state: State) -> bool:
+        """Enter a state; False when it is the present one. A transition that is not in the table is a defect."""
+        if state is self.state:
+            return False
+        if state not in NEXT[self.state]:
+            raise RuntimeError(f"job {self.id} cannot go from {self.state} to {state}")
+        self.state = state
+        return True
+
+    def measure(self, report: Report) -> None:
+        """Take a report, and the rate from it and the one before."""
+        now = time.monotonic()
+        if self._measured is not None:
+            then, processed = self._measured
+            moved = report.processed - processed
+            if now - then > 0.05 and moved >= 0:
+                rate = moved / (now - then)
+                self._bps = rate if not self._bps else self._bps + SMOOTHING * (rate - self._bps)
+                self._measured = (now, report.processed)
+            elif moved < 0:
+                self._measured = (now, report.processed)
+        else:
+            self._measured = (now, report.processed)
+        self.report = report
+
+    def forget_rate(self) -> None:
+        """After a stop: the time stood still."""
+        self._measured = None
+
+    def info(self) -> JobInfo:
+        report = self.report
+        remaining = None if report.total is None else max(0, report.total - report.processed)
+        elapsed = ((self.ended or time.time()) - self.started) if self.started else 0.0
+        moving = self.state is State.RUNNING and self._bps > 0
+        if self.ended and elapsed > 0 and report.processed:
+            bps: int | None = int(report.processed / elapsed)
+        else:
+            bps = int(self._bps) if moving else None
+        return JobInfo(
+            id=self.id,
+            type=self.request.type,
+            state=self.state,
+            cause=self.cause,
+            reason=self.reason or report.reason,
+            holder=report.holder if self.state in (State.WAITING, State.FAILED, State.SUSPENDED) else None,
+            phase=report.phase,
+            args=self.request.args,
+            resources=self.notes.resources,
+            owner=user_name(self.notes.owner_uid),
+            owner_uid=self.notes.owner_uid,
+            pid=self.pid,
+            created=self.request.created,
+            started=self.started,
+            ended=self.ended,
+            time_elapsed=max(0, int(elapsed * 1000)),
+            time_remaining=int(remaining * 1000 / self._bps) if moving and remaining is not None else None,
+            data_total=report.total,
+            data_processed=report.processed,
+            data_remaining=remaining,
+            disk_bps=bps,
+            errmsg=self.errmsg,
+            result=self.result,
+            warnings=list(report.warnings),
+            suspended_by=self.suspended_by,
+            ended_by=self.ended_by,
+            rusage=self.rusage,
+            exit_status=self.exit_status,
+            signal=self.signal,
+            abort_effect=None if self.state.final else report.abort_effect,
+            retry_of=self.request.retry_of,
+            delegated=self.delegated,
+            adopted=self.adopted,
+            log=self.log,
+        )
+
+
+_names: dict[int, str] = {}
+
+
+def user_name(uid: int) -> str:
+    """The user's name, or the number where there is none; looked up once, since name services can be slow."""
+    if uid not in _names:
+        try:
+            _names[uid] = pwd.getpwuid(uid).pw_name
+        except KeyError:
+            _names[uid] = str(uid)
+    return _names[uid]

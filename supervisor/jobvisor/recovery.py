@@ -1,0 +1,165 @@
+"""What became of a job, read from its directory: life (does a worker live?), result (its word), exit (the kernel's).
+
+Runs on the journal's thread, or before the supervisor's threads exist: it reads and writes files.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from typing import Any
+
+import msgspec
+
+from jobvisor.info import EndedBy, JobInfo
+from jobvisor.states import Cause, State
+from jobvisor_workers.protocol import VOID, Claim, Commit, Exit, Result, decode_exit, decode_result
+from jobvisor_workers.settle import claim_of, read_life, settle
+
+#: Ways to be killed that are the program's own doing.
+CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGSYS, signal.SIGTRAP}
+POLITE = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+
+
+class Alive(msgspec.Struct, frozen=True):
+    """A worker holds the life lock; its claim may be missing for the microsecond between lock and write."""
+
+    claim: Claim | None
+
+
+class Unclaimed(msgspec.Struct, frozen=True):
+    """No worker ever claimed this job."""
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """A worker claimed the job and lives no more, or the job was declared void."""
+
+
+def look(directory: str) -> Alive | Unclaimed | Ended:
+    """Does a worker have this job? The kernel answers by the lock, without trust in pids."""
+    try:
+        life = os.open(os.path.join(directory, "life"), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return Unclaimed()
+    try:
+        fcntl.flock(life, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return Ended() if os.fstat(life).st_size else Unclaimed()
+    except BlockingIOError:
+        return Alive(claim_of(read_life(directory)))
+    finally:
+        os.close(life)
+
+
+def void(directory: str) -> bool:
+    """Make sure that no worker can claim this job any more; False when one has.
+
+    Without it a worker that was forked before everybody died could claim and run a job that was called aborted.
+    """
+    life = os.open(os.path.join(directory, "life"), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(life, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(life).st_size:
+            return False
+        os.write(life, VOID)
+        os.fdatasync(life)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(life)
+
+
+def conclude(directory: str, base: JobInfo, told: Exit | None, *, asked: bool, rebooted: bool = False) -> JobInfo:
+    """The final info of a job whose processes are gone. `asked`: an abort was requested; `told`: the zygote's notice."""
+    result = _read(directory, "result", decode_result)
+    exit_ = told or _read(directory, "exit", decode_exit)
+    life = read_life(directory)
+    commit = None if result else settle(life)
+    changes: dict[str, Any] = {"ended": exit_.ended if exit_ else _newest(directory), "pid": None, "reason": None}
+    changes |= {"holder": None, "abort_effect": None, "time_remaining": None, "suspended_by": None}
+    claim = claim_of(life)
+    if exit_ and claim and exit_.pid == claim.pid:
+        changes |= {"exit_status": exit_.status, "signal": exit_.signal, "rusage": exit_.rusage}
+    if result:
+        changes |= _progress(result)
+    changes |= _verdict(result, exit_, commit, asked=asked, rebooted=rebooted, job=base.id)
+    if changes["state"] is State.COMPLETED and base.data_total is not None and not result:
+        changes |= {"data_processed": base.data_total, "data_remaining": 0}
+    started = base.started or base.created
+    changes["time_elapsed"] = max(0, int((changes["ended"] - started) * 1000))
+    final = msgspec.structs.replace(base, started=started, **changes)
+    elapsed = final.time_elapsed / 1000
+    bps = int(final.data_processed / elapsed) if elapsed > 0 and final.data_processed else None
+    return msgspec.structs.replace(final, disk_bps=bps)
+
+
+def _progress(result: Result) -> dict[str, Any]:
+    report = result.report
+    return {
+        "phase": report.phase,
+        "data_total": report.total,
+        "data_processed": report.processed,
+        "data_remaining": None if report.total is None else max(0, report.total - report.processed),
+        "warnings": report.warnings,
+    }
+
+
+def _verdict(
+    result: Result | None, exit_: Exit | None, commit: Commit | None, *, asked: bool, rebooted: bool, job: int
+) -> dict[str, Any]:
+    asked = asked or bool(exit_ and exit_.asked == "abort")
+    if result and result.outcome == "completed":
+        return {"state": State.COMPLETED, "result": result.result}
+    if commit:
+        return {"state": State.COMPLETED, "result": commit.result}
+    if exit_ and exit_.asked == "time-limit":
+        return _failed(Cause.TIME_LIMIT, f"job {job} was ended by its time limit")
+    if result and result.outcome == "aborted":
+        sender = result.sender
+        if asked or sender is None:
+            return {"state": State.ABORTED}
+        who = EndedBy("outsider", sender.pid, sender.uid, sender.command)
+        name = signal.Signals(sender.signal).name
+        text = f"{name} from pid {sender.pid} ({sender.command or 'gone'}), uid {sender.uid}"
+        return {"state": State.ABORTED, "cause": Cause.OUTSIDER_SIGNAL, "ended_by": who, "errmsg": text}
+    if result and result.failure:
+        failure = result.failure
+        if asked and failure.cause == Cause.OUTSIDER_SIGNAL:  # the group's TERM reached a child before the worker
+            return {"state": State.ABORTED}
+        return _failed(Cause(failure.cause), failure.message) | {"holder": failure.holder}
+    if asked:
+        return {"state": State.ABORTED}
+    if rebooted:
+        return _failed(Cause.HOST_REBOOT, "the host was started anew while the job ran")
+    if exit_ is None:
+        return _failed(Cause.WORKER_LOST, "the worker died while nobody watched; how is not known")
+    if exit_.signal is None:
+        return _failed(Cause.CRASHED, f"the worker left with status {exit_.status} and no word; see its log")
+    name = signal.Signals(exit_.signal).name
+    if exit_.signal in CRASHES:
+        return _failed(Cause.CRASHED, f"the worker crashed ({name}); see its log")
+    who = EndedBy("outsider")
+    if exit_.signal in POLITE:
+        return {"state": State.ABORTED, "cause": Cause.OUTSIDER_SIGNAL, "errmsg": f"{name} from outside", "ended_by": who}
+    if exit_.signal == signal.SIGKILL:
+        return _failed(Cause.KILLED, "the worker was killed (SIGKILL) by somebody else, or for want of memory") | {"ended_by": who}
+    return _failed(Cause.OUTSIDER_SIGNAL, f"the worker was ended by {name} from outside") | {"ended_by": who}
+
+
+def _failed(cause: Cause, message: str) -> dict[str, Any]:
+    return {"state": State.FAILED, "cause": cause, "errmsg": message}
+
+
+def _read(directory: str, name: str, decode: Any) -> Any:
+    """None when the file is missing or was cut off in the writing."""
+    try:
+        with open(os.path.join(directory, name), "rb") as file:
+            return decode(file.read())
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def _newest(directory: str) -> float:
+    """When the directory last changed: the nearest that can be known when nobody saw the end."""
+    return max((entry.stat().st_mtime for entry in os.scandir(directory)), default=os.stat(directory).st_mtime)

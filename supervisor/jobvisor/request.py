@@ -1,0 +1,97 @@
+"""From what a caller wrote to what a worker is told: validated, absolute, resolved."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from jobvisor.errors import UsageError
+from jobvisor.home import boot_id, umask
+from jobvisor.record import Notes
+from jobvisor_workers import registry
+from jobvisor_workers.errors import JobError
+from jobvisor_workers.jobtype import JobType
+from jobvisor_workers.protocol import Request
+from jobvisor_workers.resources.path import identify
+
+
+class Options(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What can be said of a job of any type. bandwidth: bytes/s; time_limit: seconds from the worker's start."""
+
+    on_conflict: str = "queue"
+    bandwidth: int | None = None
+    time_limit: float | None = None
+    dry_run: bool = False
+    nice: int | None = None
+    ionice: str | None = None
+
+
+def build(job: JobType | str, args: Mapping[str, Any], options: Options) -> tuple[Request, Notes]:
+    """A request without an id yet. Raises UsageError; what is wrong with the world is left to the worker."""
+    if isinstance(job, JobType):
+        name = job.name()
+        if args:
+            raise UsageError(f"cannot start {name}: give the arguments in the job or by name, not both")
+        fields = {key: value for key, value in msgspec.to_builtins(job).items() if key != "type"}
+    else:
+        name, fields = job, dict(args)
+    try:
+        job_type = registry.get(name)
+    except registry.UnknownType as error:
+        raise UsageError(str(error))
+    for field in job_type.resources():
+        value = fields.get(field)
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        if isinstance(value, str) and value:
+            fields[field] = os.path.join(os.getcwd(), value)
+    try:
+        fields = msgspec.to_builtins(registry.convert(name, fields))
+        fields.pop("type")
+        keys = resolve(name, fields)
+        request = msgspec.convert(
+            {
+                "id": 0,
+                "type": name,
+                "args": fields,
+                "created": time.time(),
+                "umask": umask(),
+                "resolved": {path: key for path, (key, _) in keys.items()},
+                **msgspec.structs.asdict(options),
+            },
+            Request,
+        )
+        msgspec.json.encode(request)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"cannot start {name}: {error}")
+    except UnicodeEncodeError:
+        raise UsageError(f"cannot start {name}: an argument is not valid UTF-8; rename the file")
+    _check(request)
+    paths = [fields[field] for field in job_type.resources() if fields.get(field)]
+    return request, Notes(boot=boot_id(), owner_uid=os.getuid(), keys=keys, resources=paths)
+
+
+def resolve(name: str, fields: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """path → (key, access) of each declared resource that can be identified now."""
+    keys: dict[str, tuple[str, str]] = {}
+    for field, resource in registry.get(name).resources().items():
+        path = fields.get(field)
+        if path:
+            try:
+                keys[path] = (identify(path, new=resource.new), resource.access)
+            except JobError:  # missing, or not ours to see: the worker says so as the job's error
+                pass
+    return keys
+
+
+def _check(request: Request) -> None:
+    if request.bandwidth is not None and request.bandwidth <= 0:
+        raise UsageError(f"bandwidth is to be more than 0 bytes/s, not {request.bandwidth}")
+    if request.time_limit is not None and not 0 < request.time_limit < 1e9:
+        raise UsageError(f"time limit is to be more than 0 seconds, not {request.time_limit:g}")
+    if request.nice is not None and not -20 <= request.nice <= 19:
+        raise UsageError(f"nice is to be from -20 to 19, not {request.nice}")

@@ -1,0 +1,121 @@
+"""What a supervisor does first: find out what became of the jobs of the one before it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import time
+
+import msgspec
+
+from jobvisor import recovery, spawner, store
+from jobvisor.engine import Engine, needs_of
+from jobvisor.events import RING
+from jobvisor.info import JobInfo
+from jobvisor.record import Notes, Record
+from jobvisor.request import resolve
+from jobvisor.states import State
+from jobvisor_workers.protocol import Request, decode_request
+from jobvisor_workers.registry import UnknownType
+from jobvisor_workers.settle import read_life
+
+#: How much is kept of ended jobs.
+JOBS_KEPT = 10_000
+DAYS_KEPT = 90
+
+
+def load(engine: Engine) -> None:
+    """Before the pump runs: journal and job directories into records."""
+    live = engine.journal.post(lambda db: _read(db, engine), durable=True).result()
+    for zygote in spawner.find(str(engine.home.run)):
+        engine.pool.take(zygote)
+    for request, notes in live:
+        record = Record(request, notes, os.path.join(engine.home.job(request.id), "log"))
+        engine.records[record.id] = record
+        engine.schedule.enter(record.id, needs_of(notes))
+
+
+def resume(engine: Engine) -> None:
+    """On the pump, first of all: adopt what lives, conclude what is dead, start what was never started."""
+    for record in list(engine.records.values()):
+        found = recovery.look(engine.home.job(record.id))
+        known = record.id in engine.pool
+        if not known and isinstance(found, recovery.Unclaimed):
+            if record.notes.abort:
+                engine.void(record)
+            elif not record.notes.held:
+                engine.schedule.release(record.id)
+            continue
+        engine.schedule.begin(record.id)
+        record.adopted = True
+        record.move(State.STARTING)
+        if record.notes.abort:
+            record.move(State.ABORTING)
+        if known:
+            engine.pool.signal(record.id, signal.SIGUSR1)
+            if record.notes.abort:
+                engine.pool.abort(record.id, engine.grace, force=record.notes.force)
+        elif isinstance(found, recovery.Alive):
+            engine.adopt(record, found)
+        else:
+            engine.exited(record.id, None)
+    engine.pool.attach()
+    engine.run_queue()
+
+
+def _read(db: sqlite3.Connection, engine: Engine) -> list[tuple[Request, Notes]]:
+    highest = _agree_with_directories(db, engine)
+    engine.next_id = max(store.setting(db, "last_id"), highest) + 1
+    # A reader that saw events which were not yet in the journal must not see their numbers again.
+    engine.hub.begin(store.last_event(db) + RING)
+    engine.current = store.currents(db)
+    stale = {*store.surplus(db, JOBS_KEPT), *store.ended_before(db, time.time() - DAYS_KEPT * 86400)}
+    for job in stale:
+        store.forget(db, job)
+        shutil.rmtree(engine.home.job(job), ignore_errors=True)
+    return store.live(db)
+
+
+def _agree_with_directories(db: sqlite3.Connection, engine: Engine) -> int:
+    """Rebuild rows that were lost; remove directories of starts that were never answered. Returns the highest id."""
+    rows = {row[0] for row in db.execute("SELECT id FROM jobs")}
+    directories = {int(name) for name in os.listdir(engine.home.jobs) if name.isdigit()}
+    for job in sorted(directories - rows):
+        directory = engine.home.job(job)
+        try:
+            with open(os.path.join(directory, "request"), "rb") as file:
+                request = decode_request(file.read())
+        except (FileNotFoundError, msgspec.DecodeError):
+            shutil.rmtree(directory, ignore_errors=True)
+            continue
+        untouched = isinstance(recovery.look(directory), recovery.Unclaimed)
+        if untouched and not engine.journal.is_new:
+            shutil.rmtree(directory, ignore_errors=True)
+            continue
+        _rebuild(db, engine, request, directory)
+    return max(rows | directories, default=0)
+
+
+def _rebuild(db: sqlite3.Connection, engine: Engine, request: Request, directory: str) -> None:
+    try:
+        keys = resolve(request.type, request.args)
+    except UnknownType:
+        keys = {}
+    notes = Notes(boot=engine.boot, owner_uid=os.stat(directory).st_uid, keys=keys, resources=list(keys))
+    store.insert(db, request, notes)
+    if isinstance(recovery.look(directory), recovery.Ended):
+        base = JobInfo(
+            id=request.id,
+            type=request.type,
+            state=State.RUNNING,
+            args=request.args,
+            resources=notes.resources,
+            owner_uid=notes.owner_uid,
+            created=request.created,
+            retry_of=request.retry_of,
+            log=os.path.join(directory, "log"),
+        )
+        voided = not read_life(directory)
+        store.finish(db, recovery.conclude(directory, base, None, asked=voided))

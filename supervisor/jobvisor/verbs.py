@@ -1,0 +1,206 @@
+"""What can be asked of a job; each verb is checked against the table in `states`, and resolves when it is true.
+
+All run on the pump. With `wait=False` the future resolves when the request is on its way.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import msgspec
+
+from jobvisor import store
+from jobvisor.engine import Engine
+from jobvisor.errors import UsageError, WrongState
+from jobvisor.info import JobInfo
+from jobvisor.record import Notes, Record, Waiter
+from jobvisor.states import ALLOWED, State, Verb
+from jobvisor_workers import registry
+from jobvisor_workers.protocol import Request
+
+
+def suspend(engine: Engine, id: int, wait: bool) -> Future[JobInfo]:  # noqa: A002 - the field's name everywhere
+    """Stop every process of the job. Types that a stop would harm say so by can_suspend."""
+    return _on(engine, id, Verb.SUSPEND, lambda record: _suspend(engine, record, wait))
+
+
+def _suspend(engine: Engine, record: Record, wait: bool) -> Future[JobInfo]:
+    id = record.id  # noqa: A001
+    if not registry.get(record.request.type).can_suspend:
+        raise UsageError(f"cannot suspend job {id}: a {record.request.type} job cannot be suspended")
+    if record.state is State.QUEUED:
+        record.notes.held = True
+        record.reason = "held"
+        engine.schedule.hold(id)
+        engine.note(record)
+        engine.changed(record)
+        return _done(record)
+    _when_claimed(record, lambda: engine.pool.suspend(id))
+    return _until(engine, record, Verb.SUSPEND, wait, lambda job: job.state is State.SUSPENDED)
+
+
+def resume(engine: Engine, id: int, wait: bool) -> Future[JobInfo]:  # noqa: A002
+    """Let the job go on; a queued one that was held may start again."""
+    return _on(engine, id, Verb.RESUME, lambda record: _resume(engine, record, wait))
+
+
+def _resume(engine: Engine, record: Record, wait: bool) -> Future[JobInfo]:
+    if record.state is State.QUEUED:
+        record.notes.held = False
+        record.reason = None
+        engine.schedule.release(record.id)
+        engine.note(record)
+        engine.changed(record)
+        engine.run_queue()
+        return _done(record)
+    engine.pool.resume(record.id)
+    return _until(engine, record, Verb.RESUME, wait, lambda job: job.state is not State.SUSPENDED)
+
+
+def abort(engine: Engine, id: int, wait: bool, force: bool = False) -> Future[JobInfo]:  # noqa: A002
+    """End the job: TERM, and KILL after the grace period; `force`: KILL now. True when its last process is gone."""
+    return _on(engine, id, Verb.ABORT, lambda record: _abort(engine, record, wait, force))
+
+
+def _abort(engine: Engine, record: Record, wait: bool, force: bool) -> Future[JobInfo]:
+    queued = record.state is State.QUEUED
+    record.notes.abort = True
+    record.notes.force = record.notes.force or force
+    engine.note(record)
+    if record.move(State.ABORTING):
+        engine.changed(record)
+    if queued:
+        engine.void(record)
+    elif not record.concluding:
+        engine.pool.abort(record.id, engine.grace, force=force)
+    return _until(engine, record, Verb.ABORT, wait, lambda job: job.state.final)
+
+
+def complete(engine: Engine, id: int, wait: bool) -> Future[JobInfo]:  # noqa: A002
+    """Tell a two-phase job that is ready to finish."""
+
+    def do(record: Record) -> Future[JobInfo]:
+        engine.pool.signal(id, signal.SIGUSR2)
+        return _until(engine, record, Verb.COMPLETE, wait, lambda job: job.state is not State.READY)
+
+    return _on(engine, id, Verb.COMPLETE, do)
+
+
+def retry(engine: Engine, id: int) -> Future[JobInfo]:  # noqa: A002
+    """A new job like this one, with retry_of; resolves to its info when it is durable."""
+
+    def again(found: tuple[Request, Notes]) -> tuple[Request, Notes]:
+        from jobvisor.request import Options, build
+
+        request, _ = found
+        if registry.get(request.type).retry == "never":
+            raise UsageError(f"cannot retry job {id}: jobs of type {request.type} are never to be repeated as they were")
+        known = msgspec.structs.asdict(request)
+        options = Options(**{name: known[name] for name in Options.__struct_fields__})
+        fresh, notes = build(request.type, request.args, options)
+        return msgspec.structs.replace(fresh, umask=request.umask, retry_of=id), notes
+
+    def start(fresh: tuple[Request, Notes]) -> Future[JobInfo]:
+        return engine.pump.submit(lambda: engine.start(*fresh))
+
+    _check_final(engine, id, Verb.RETRY)
+    looked_up = engine.journal.post(lambda db: _retryable(again(store.request_of(db, id)), store.info(db, id)))
+    return _chain(looked_up, start)
+
+
+def forget(engine: Engine, id: int) -> Future[None]:  # noqa: A002
+    """Remove all that is known of a final job."""
+    _check_final(engine, id, Verb.FORGET)
+    engine.recent.pop(id, None)
+    for uid, current in list(engine.current.items()):
+        if current == id:
+            del engine.current[uid]
+    directory = engine.home.job(id)
+
+    def work(db: sqlite3.Connection) -> None:
+        store.info(db, id)
+        store.forget(db, id)
+        if os.path.isdir(directory):
+            shutil.rmtree(directory)
+
+    return engine.journal.post(work)
+
+
+def _on(
+    engine: Engine, id: int, verb: Verb, do: Callable[[Record], Future[JobInfo]]  # noqa: A002
+) -> Future[JobInfo]:
+    """Raises WrongState; a job that is not live is looked up to say in which state it is, or that there is none."""
+    record = engine.records.get(id)
+    if record is None:
+        return engine.journal.post(lambda db: _refuse(verb, store.info(db, id)))
+    held_up = verb is Verb.RESUME and record.state is State.QUEUED and not record.notes.held
+    if verb not in ALLOWED[record.state] or held_up:
+        raise WrongState(id, record.state, verb, ALLOWED[record.state] - {verb})
+    return do(record)
+
+
+def _refuse(verb: Verb, info: JobInfo) -> JobInfo:
+    raise WrongState(info.id, info.state, verb, ALLOWED[info.state])
+
+
+def _check_final(engine: Engine, id: int, verb: Verb) -> None:  # noqa: A002
+    if id in engine.records:
+        state = engine.records[id].state
+        raise WrongState(id, state, verb, ALLOWED[state])
+
+
+def _retryable(fresh: tuple[Request, Notes], info: JobInfo) -> tuple[Request, Notes]:
+    if Verb.RETRY not in ALLOWED[info.state]:
+        raise WrongState(info.id, info.state, Verb.RETRY, ALLOWED[info.state])
+    return fresh
+
+
+def _when_claimed(record: Record, call: Callable[[], None]) -> None:
+    if record.claimed:
+        call()
+    else:
+        record.when_claimed.append(call)
+
+
+def _until(
+    engine: Engine, record: Record, verb: Verb, wait: bool, met: Callable[[Record], bool]
+) -> Future[JobInfo]:
+    if not wait:
+        return _done(record)
+    return engine.wait(
+        record.id, Waiter(met, lambda job: WrongState(job.id, job.state, verb, ALLOWED[job.state]))
+    )
+
+
+def _done(record: Record) -> Future[JobInfo]:
+    future: Future[JobInfo] = Future()
+    future.set_result(record.info())
+    return future
+
+
+def _chain(
+    first: Future[tuple[Request, Notes]], then: Callable[[tuple[Request, Notes]], Future[JobInfo]]
+) -> Future[JobInfo]:
+    outcome: Future[JobInfo] = Future()
+
+    def copy(done: Future[JobInfo]) -> None:
+        error = done.exception()
+        if error:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(done.result())
+
+    def proceed(done: Future[tuple[Request, Notes]]) -> None:
+        error = done.exception()
+        if error:
+            outcome.set_exception(error)
+        else:
+            then(done.result()).add_done_callback(copy)
+
+    first.add_done_callback(proceed)
+    return outcome

@@ -1,0 +1,204 @@
+"""The job type `clone`."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, ClassVar, Literal
+
+from msgspec import Meta
+
+from jobvisor_workers import chain as chains
+from jobvisor_workers import qemu_img, room
+from jobvisor_workers.data import copy, libc
+from jobvisor_workers.data.extents import allocated
+from jobvisor_workers.data.window import MIB, Window
+from jobvisor_workers.errors import BadArgument, NoSpace, from_os_error
+from jobvisor_workers.jobtype import READ, JobType, new_volume, volume
+from jobvisor_workers.qemu_img import Format, Image
+from jobvisor_workers.worker import Volume, Worker
+
+#: Bytes written back at a time in the phase "sync", so that an abort does not wait for all of it.
+STEP = 32 * MIB
+
+
+class Clone(JobType, tag="clone"):
+    """Copy a volume to a new one of the same format.
+
+    A raw volume is copied byte by byte; where the filesystem can share blocks (xfs, btrfs) that is done instead. Other
+    formats are written anew by qemu-img: what a guest sees is the same, internal snapshots and bitmaps stay behind, and
+    compressed clusters are stored uncompressed. A qcow2 keeps its backing file, its cluster size and its other
+    properties. An encrypted image is copied byte by byte. Nothing is visible under the target's name before it is
+    complete and on the disk.
+    """
+
+    source: Annotated[str, volume("file or block device to copy", READ)]
+    target: Annotated[str, new_volume("file to make, or with --replace a file or block device to give up")]
+    sparse: Annotated[
+        bool | None,
+        Meta(
+            description="leave out zeroes also where the source stores them, or store them also where it has holes "
+            "(default: raw keeps the source's holes, other formats leave out zeroes)"
+        ),
+    ] = None
+    reflink: Annotated[
+        bool | None,
+        Meta(
+            description="share the blocks of the source or fail (of a qcow2 the whole container, with its snapshots), "
+            "or never share (default: a raw volume shares where it can)"
+        ),
+    ] = None
+    replace: Annotated[bool, Meta(description="give up what the target holds")] = False
+    format: Annotated[
+        Format | None, Meta(description="the source's format when its first bytes are not to be trusted")
+    ] = None
+    retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
+
+    def plan(self, worker: Worker) -> None:
+        """Everything that can be known before the first byte: chain, health of the image, room."""
+        chain = chains.open_chain(worker, self.source, self.format, self._doing)
+        self._refuse_own_chain(chain)
+        if not all(worker.is_locked(image.path) for image in chain):
+            return
+        top, device = chain[0], self._device(worker)
+        if not top.plain:
+            data = qemu_img.sound(worker, top, self._doing)
+        elif self.sparse is False:
+            data = top.container
+        else:
+            data = allocated(top.fd, top.container)
+        if device:
+            self._check_device(worker, top, device, data)
+        else:
+            self._check_directory(top, data)
+        self._warn(worker, chain)
+
+    def run(self, worker: Worker) -> dict[str, Any]:
+        chain = chains.open_chain(worker, self.source, self.format, self._doing)
+        device = self._device(worker)
+        space: int | None = None
+        try:
+            if device:
+                worker.abort_effect = f"partly overwritten: {self.target} holds neither its old content nor the clone"
+                method = self._fill(worker, chain, device.fd, None)
+                os.fsync(device.fd)
+            else:
+                with worker.create(self.target, replace=self.replace) as output:
+                    method = self._fill(worker, chain, output.fd, output.directory_path)
+                space = os.fstat(output.fd).st_blocks * 512
+        except OSError as error:
+            raise from_os_error(error, f"{self._doing} to {self.target}")
+        return {
+            "source": self.source,
+            "target": self.target,
+            "format": chain[0].format,
+            "method": method,
+            "size": chain[0].size,
+            "allocated": space,
+        }
+
+    @property
+    def _doing(self) -> str:
+        return f"clone {self.source}"
+
+    def _device(self, worker: Worker) -> Volume | None:
+        if not worker.is_locked(self.target):
+            return None
+        target = worker.volume(self.target)
+        return target if target.kind == "block" else None
+
+    # --- before the first byte -------------------------------------------------------------------------------
+
+    def _refuse_own_chain(self, chain: list[Image]) -> None:
+        try:
+            target = os.stat(self.target)
+        except OSError:
+            return
+        for image in chain[1:]:
+            if os.path.samestat(target, os.stat(image.path)):
+                raise BadArgument(f"cannot {self._doing} to {self.target}: the source is based on it")
+
+    def _check_device(self, worker: Worker, top: Image, device: Volume, data: int) -> None:
+        if not top.plain and top.format != "qcow2":
+            raise BadArgument(f"cannot {self._doing} to {self.target}: on a device only raw and qcow2 images can live")
+        if top.plain or self.reflink:
+            needed = top.container
+        else:
+            needed = (top.size if self.sparse is False else data) + qemu_img.overhead(worker, top, self._doing)
+        if needed > device.size:
+            short = room.compare(needed, "the device", device.size)
+            raise NoSpace(f"cannot {self._doing} to {self.target}: {short}")
+        if top.format == "raw" and needed < device.size:
+            worker.warn(f"{self.target} is larger than {self.source}: its last {device.size - needed} bytes stay as they were")
+
+    def _check_directory(self, top: Image, data: int) -> None:
+        directory = os.path.dirname(os.path.realpath(self.target) if self.replace else self.target)
+        room.check_writable(self.target, directory)
+        sharing = self.reflink or (top.plain and self.reflink is None and room.may_share(top.fd, directory))
+        if self.sparse or sharing:
+            return
+        needed = top.size if self.sparse is False else data
+        advice = "" if self.sparse is False else "; --sparse tries anyway, leaving out zeroes"
+        room.check_free(directory, needed, f"{self._doing} to {self.target}", advice)
+
+    def _warn(self, worker: Worker, chain: list[Image]) -> None:
+        top = chain[0]
+        if top.plain or self.reflink:
+            return
+        if top.snapshots:
+            worker.warn(f"{self.source} has {top.snapshots} internal snapshots, which the clone does not carry")
+        if bitmaps := len(top.details.get("bitmaps", ())):
+            worker.warn(f"{self.source} has {bitmaps} bitmaps, which the clone does not carry")
+        if top.backing and not top.backing_format:
+            worker.warn(f"{self.source} does not say of what format its backing file is; the clone says {chain[1].format}")
+
+    # --- the bytes -------------------------------------------------------------------------------------------
+
+    def _fill(self, worker: Worker, chain: list[Image], target: int, directory: str | None) -> str:
+        """Write all of the target and bring it to the disk but for its metadata; returns how."""
+        top = chain[0]
+        backing = chains.name_for(top, chain[1], directory) if top.backing else None
+        if top.plain or self.reflink:
+            return self._copy(worker, top, target, backing)
+        worker.phase("copy", total=top.size)
+        header = qemu_img.empty(worker, top, backing, self._doing)
+        try:
+            length, device = os.fstat(header).st_size, directory is None
+            copy.copy(header, target, length, sparse=not device, reflink=False, advance=_ignore, window=None)
+        finally:
+            os.close(header)
+        written = Image(self.target, target, top.format, top.size, length, backing=top.backing)
+
+        def write_back() -> None:
+            libc.sync_file_range(target, 0, 0, libc.SYNC_WRITE)
+
+        qemu_img.convert(
+            worker, [top, *chain[1:]], written, fill=self.sparse is False, doing=self._doing, on_tick=write_back
+        )
+        worker.reached(top.size)
+        worker.phase("sync")
+        window = Window(target, STEP)
+        for offset in range(0, libc.size_of(target), STEP):
+            window.note(offset, STEP)
+            worker.reached(0)
+        window.finish()
+        return "qemu-img"
+
+    def _copy(self, worker: Worker, top: Image, target: int, backing: tuple[str, str] | None) -> str:
+        worker.phase("copy", total=top.container)
+        method = copy.copy(
+            top.fd,
+            target,
+            top.container,
+            sparse=self.sparse,
+            reflink=self.reflink,
+            advance=worker.advance,
+            window=Window(target),
+        )
+        if backing and backing[0] != top.backing:
+            qemu_img.rename_backing(worker, target, top.format, backing, self._doing)
+        worker.phase("sync")
+        return method
+
+
+def _ignore(_count: int) -> None:
+    pass

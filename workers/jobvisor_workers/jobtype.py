@@ -1,0 +1,149 @@
+"""Job types: one msgspec Struct each, whose tag is its name and whose fields are its arguments.
+
+    class XorCopy(JobType, tag="xor-copy"):
+        '''Copy a volume, every byte XORed with a key.'''
+
+        source: Annotated[str, volume("volume to read", READ)]
+        target: Annotated[str, new_volume("where the copy goes")]
+        key: Annotated[int, Meta(ge=1, le=255, description="the byte to XOR with")] = 255
+        retry: ClassVar = "restart"
+
+        def run(self, worker: Worker) -> dict[str, Any]: ...
+
+The fields validate a request and become the command line, the JSON schema and `jobvisor types`: a required field is a
+positional argument, one with a default is an option, a Literal a choice, a bool a pair --x/--no-x.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+from msgspec import inspect as msginspect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jobvisor_workers.worker import Worker
+
+
+class Access(enum.StrEnum):
+    """How a job uses a resource: READ shares it with other readers, WRITE has it alone."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+READ, WRITE = Access.READ, Access.WRITE
+
+
+class Resource(Struct, frozen=True):
+    """What a field names. `new`: the name must be free, or be given up by --replace."""
+
+    kind: Literal["volume"]
+    access: Access
+    new: bool = False
+
+
+def volume(description: str, access: Access) -> Meta:
+    """A field that names an existing file or block device."""
+    return Meta(
+        description=description,
+        min_length=1,
+        pattern=r"^[^\x00]+$",
+        extra={"resource": Resource("volume", access)},
+    )
+
+
+def new_volume(description: str) -> Meta:
+    """A field that names a file to be created (alone in use from its first byte)."""
+    return Meta(
+        description=description,
+        min_length=1,
+        pattern=r"^[^\x00]+$",
+        extra={"resource": Resource("volume", WRITE, new=True)},
+    )
+
+
+class JobType(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
+    """Base of all job types; subclass with `tag="name"`, a docstring and `run`."""
+
+    #: What may happen to a job of this type that failed: never | restart (from the beginning) | continue.
+    retry: ClassVar[Literal["never", "restart", "continue"]] = "never"
+    #: False when a stop would do harm, so that suspend answers that it cannot.
+    can_suspend: ClassVar[bool] = True
+    #: The work is done inside another program (libvirtd, QEMU); signals to the worker alone would not reach it.
+    delegated: ClassVar[bool] = False
+
+    def plan(self, worker: Worker) -> None:
+        """Look before anything is touched: raise JobError, or lock further resources (a backing chain).
+
+        Runs after the declared resources are locked. A dry run ends after it.
+        """
+
+    def run(self, worker: Worker) -> dict[str, Any] | None:
+        """Do the work; what is returned becomes the job's `result`."""
+        raise NotImplementedError
+
+    @classmethod
+    def name(cls) -> str:
+        """The job type's name: its tag."""
+        return str(cls.__struct_config__.tag)
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the docstring."""
+        return (cls.__doc__ or "").strip().split("\n")[0]
+
+    @classmethod
+    def resources(cls) -> dict[str, Resource]:
+        """The fields that name resources, in the order of declaration."""
+        return {
+            argument.name: argument.resource for argument in arguments(cls) if argument.resource is not None
+        }
+
+
+class Argument(Struct, frozen=True):
+    """One field of a job type, as command line, documentation and schema need it."""
+
+    name: str
+    description: str
+    required: bool
+    default: Any
+    choices: tuple[str, ...]
+    kind: Literal["str", "int", "float", "bool"]
+    resource: Resource | None
+
+
+def arguments(job_type: type[JobType]) -> Iterator[Argument]:
+    """The declared fields of a job type, required ones first as they stand."""
+    info = msginspect.type_info(job_type)
+    assert isinstance(info, msginspect.StructType)
+    for field in info.fields:
+        description, resource, bare = "", None, field.type
+        while isinstance(bare, msginspect.Metadata):
+            description = (bare.extra_json_schema or {}).get("description", description)
+            resource = (bare.extra or {}).get("resource", resource)
+            bare = bare.type
+        if isinstance(bare, msginspect.UnionType):
+            bare = next(option for option in bare.types if not isinstance(option, msginspect.NoneType))
+        choices: tuple[str, ...] = ()
+        kind: Literal["str", "int", "float", "bool"] = "str"
+        match bare:
+            case msginspect.LiteralType(values=values):
+                choices = tuple(str(value) for value in values)
+            case msginspect.BoolType():
+                kind = "bool"
+            case msginspect.IntType():
+                kind = "int"
+            case msginspect.FloatType():
+                kind = "float"
+        default = None if field.default is msginspect.NODEFAULT else field.default
+        yield Argument(field.name, description, field.required, default, choices, kind, resource)
+
+
+def schema(job_type: type[JobType]) -> dict[str, Any]:
+    """The JSON schema of a job type's arguments."""
+    return msgspec.json.schema(job_type)

@@ -1,0 +1,33 @@
+"""The program that a supervisor starts: the zygote, which becomes each worker by a fork."""
+
+import atexit
+import os
+
+from jobvisor_workers import leave
+
+atexit.register(leave.leave)
+
+
+def main() -> None:
+    """Entry point; sys.argv[1] is an encoded `zygote.Config`."""
+    if os.fork():  # the host's child ends here: no process of ours is left for its waitpid(-1) to meet
+        os._exit(0)
+    import ctypes
+    import gc
+    import sys
+
+    import msgspec
+
+    from jobvisor_workers import registry, runtime, zygote
+
+    config = msgspec.json.decode(sys.argv[1], type=zygote.Config)
+    with open("/proc/self/comm", "w") as file:
+        file.write("jobvisor-zygote")
+    set_child_subreaper = 36  # PR_SET_CHILD_SUBREAPER of <linux/prctl.h>
+    ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
+    registry.preload(config.modules)
+    gc.collect()
+    gc.freeze()
+    spawned = zygote.Zygote(config).serve()
+    if spawned is not None:
+        runtime.main(spawned)

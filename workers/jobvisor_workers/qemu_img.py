@@ -1,0 +1,314 @@
+"""All that is known about qemu-img: how it is asked, what it answers, and how its errors read.
+
+Images are handed over as json: names of descriptors that the worker holds (/proc/self/fd/N), with the format given and
+file.locking=off: the worker's own locks would block qemu-img, and what is locked is exactly what is read. Observed with 7.2:
+
+- A qcow2 cut off in the middle converts with exit status 0 and zeroes for what is lost: `sound` looks first.
+- A conversion does not flush; who started it must.
+- `create` truncates its file to nothing, which makes ext4 flush all of it later, and takes locks of its own. So the empty
+  container is made in memory and its few bytes are copied to where they belong.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+
+from jobvisor_workers.data import libc
+from jobvisor_workers.errors import InputOutput, JobError, NoSpace
+
+if TYPE_CHECKING:
+    from jobvisor_workers.children import Finished
+    from jobvisor_workers.worker import Worker
+
+Format = Literal["raw", "qcow2", "qcow", "qed", "vdi", "vmdk", "vpc", "vhdx", "parallels", "luks"]
+
+#: Format, offset and bytes by which it is known. What matches none is raw; fixed VHD has its mark at the end and is raw too.
+MAGIC: Final = (
+    ("qcow", 0, b"QFI\xfb\x00\x00\x00\x01"),
+    ("qcow2", 0, b"QFI\xfb"),
+    ("qed", 0, b"QED\x00"),
+    ("vmdk", 0, b"KDMV"),
+    ("vmdk", 0, b"COWD"),
+    ("vmdk", 0, b"# Disk DescriptorFile"),
+    ("vdi", 0x40, b"\x7f\x10\xda\xbe"),
+    ("vpc", 0, b"conectix"),
+    ("vhdx", 0, b"vhdxfile"),
+    ("parallels", 0, b"WithoutFreeSpace"),
+    ("parallels", 0, b"WithouFreSpacExt"),
+    ("luks", 0, b"LUKS\xba\xbe"),
+)
+#: Formats that may name a backing file, as far as qemu-img can clone one with it.
+BACKED: Final = ("qcow2", "qed")
+#: `qemu-img check` knows these; a qcow2 alone it checks for data beyond the end of the file.
+CHECKED: Final = ("qcow2", "qed", "vdi", "vmdk", "vhdx", "parallels")
+
+PROGRESS = re.compile(rb"\((\d+\.\d\d)/100%\)")
+NO_SPACE_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
+
+
+@dataclass(frozen=True)
+class Image:
+    """An open image. `size`: bytes that a guest sees; `container`: bytes of the file or device itself."""
+
+    path: str
+    fd: int
+    format: str
+    size: int
+    container: int
+    backing: str | None = None
+    backing_format: str | None = None
+    cluster_size: int | None = None
+    encrypted: bool = False
+    dirty: bool = False
+    snapshots: int = 0
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> bool:
+        """Its container is all there is to know, without a key: to be read and copied byte by byte."""
+        return self.format == "raw" or self.format == "luks" or self.encrypted
+
+
+def probe(fd: int) -> str:
+    """The format by its first bytes. A guest that can write to a raw disk can make it look like any other."""
+    head = os.pread(fd, 512, 0)
+    return next((name for name, offset, magic in MAGIC if head[offset:].startswith(magic)), "raw")
+
+
+def look(worker: Worker, path: str, fd: int, format: str | None, doing: str) -> Image:  # noqa: A002
+    """What an image says of itself, its backing file and data untouched. `format`: None to probe.
+
+    `doing` begins the error, like "clone /v/a.qcow2". Raises JobError when it is not what it seems to be.
+    """
+    found = format or probe(fd)
+    container = libc.size_of(fd)
+    if found == "raw":
+        return Image(path, fd, "raw", container, container)
+    if os.pread(fd, 21, 0) == b"# Disk DescriptorFile":
+        raise JobError(f"cannot {doing}: it is a VMDK whose data lies in other files; make one file of it first")
+    name = _named({"driver": found, "file": _file(fd)})
+    finished = worker.child(["qemu-img", "info", "--output=json", name], descriptors=[fd])
+    if finished.status:
+        advice = "" if format else "; if it is a raw disk that only begins like that, add --format raw"
+        raise _failure(finished, f"{doing} as {found}", advice)
+    said = msgspec.json.decode(finished.stdout)
+    details = said.get("format-specific", {}).get("data", {})
+    if "data-file" in details:
+        raise JobError(f"cannot {doing}: its data lies in another file, {details['data-file']}; that is not supported")
+    return Image(
+        path,
+        fd,
+        found,
+        said["virtual-size"],
+        container,
+        backing=said.get("backing-filename"),
+        backing_format=said.get("backing-filename-format"),
+        cluster_size=said.get("cluster-size"),
+        encrypted=said.get("encrypted", False),
+        dirty=said.get("dirty-flag", False),
+        snapshots=len(said.get("snapshots", ())),
+        details=details,
+    )
+
+
+def sound(worker: Worker, image: Image, doing: str) -> int:
+    """Look through the image's tables; returns the bytes of data that they hold (without a backing file's).
+
+    Raises JobError when it is corrupt or cut off. An image that was not closed cleanly has only its end looked at.
+    """
+    if image.details.get("corrupt"):
+        raise JobError(f"cannot {doing}: {image.path} is marked corrupt; qemu-img check -r all repairs what it can")
+    data: int | None = None
+    if image.format in CHECKED and not image.dirty:
+        finished = _ask(worker, "check", image)
+        if finished.status in (1, 2):
+            raise JobError(f"cannot {doing}: {image.path} is corrupt or cut off ({_said(finished)}); qemu-img check tells more")
+        if image.cluster_size and b"allocated-clusters" in finished.stdout:
+            data = msgspec.json.decode(finished.stdout)["allocated-clusters"] * image.cluster_size
+        if data is not None and image.format == "qcow2":
+            return data
+    mapped = _Map()
+    finished = _ask(worker, "map", image, mapped.feed)
+    if finished.status:
+        raise _failure(finished, doing)
+    if mapped.end > image.container + (image.cluster_size or 0):
+        raise JobError(f"cannot {doing}: {image.path} is cut off: it has data at byte {mapped.end} of {image.container}")
+    return mapped.data if data is None else data
+
+
+class _Map:
+    """Adds up the lines of `qemu-img map --output=json`, one extent each."""
+
+    def __init__(self) -> None:
+        self.data = self.end = 0
+        self._rest = b""
+
+    def feed(self, piece: bytes) -> None:
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        for line in lines:
+            extent = msgspec.json.decode(line.strip(b"[], "))
+            if extent["data"]:
+                self.data += extent["length"]
+                self.end = max(self.end, extent.get("offset", 0) + extent["length"])
+
+
+def empty(worker: Worker, like: Image, backing: tuple[str, str] | None, doing: str) -> int:
+    """A descriptor of a new container in memory, with the properties of `like` and nothing in it; to be closed.
+
+    `backing`: name and format that it shall record.
+    """
+    fd = os.memfd_create("container")
+    try:
+        named = ["-b", backing[0], "-F", backing[1]] if backing else []
+        argv = ["qemu-img", "create", "-q", "-u", "-f", like.format, *_chosen(like), *named]
+        finished = worker.child([*argv, f"/proc/self/fd/{fd}", str(like.size)], descriptors=[fd])
+        if finished.status:
+            raise _failure(finished, doing)
+        made = look(worker, like.path, fd, like.format, doing)
+        if made.size != like.size:
+            raise JobError(f"cannot {doing}: qemu-img makes {like.format} images of {made.size} bytes, not {like.size}")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def overhead(worker: Worker, like: Image, doing: str) -> int:
+    """Bytes that the tables of such an image take at most."""
+    argv = ["qemu-img", "measure", "--output=json", "-O", like.format, *_chosen(like), "--size", str(like.size)]
+    finished = worker.child(argv)
+    if finished.status:
+        raise _failure(finished, doing)
+    return int(msgspec.json.decode(finished.stdout)["fully-allocated"]) - like.size
+
+
+def _chosen(image: Image) -> list[str]:
+    options = _options(image)
+    return ["-o", ",".join(f"{key}={value}" for key, value in options.items())] if options else []
+
+
+def _options(image: Image) -> dict[str, str | int]:
+    """What `create` must be told to make another one of the same kind; the rest is each format's default."""
+    about = image.details
+    options: dict[str, str | int] = {}
+    match image.format:
+        case "qcow2":
+            options = {"compat": about["compat"], "cluster_size": image.cluster_size or 65536}
+            if about["compat"] != "0.10":
+                options |= {
+                    "lazy_refcounts": _switch(about["lazy-refcounts"]),
+                    "refcount_bits": about["refcount-bits"],
+                    "extended_l2": _switch(about.get("extended-l2", False)),
+                    "compression_type": about.get("compression-type", "zlib"),
+                }
+        case "qed":
+            options = {"cluster_size": image.cluster_size or 65536}
+        case "vmdk":
+            adapter = re.search(rb'ddb\.adapterType = "(ide|buslogic|lsilogic|legacyESX)"', os.pread(image.fd, 1 << 16, 0))
+            options = {"subformat": about["create-type"], "adapter_type": adapter[1].decode() if adapter else "ide"}
+        case "vpc":
+            # Without force_size the size is rounded to a geometry.
+            options = {"subformat": "dynamic" if image.cluster_size else "fixed", "force_size": "on"}
+        case "vhdx":
+            options = {"block_size": image.cluster_size or 0}
+    return options
+
+
+def convert(
+    worker: Worker,
+    chain: Sequence[Image],
+    target: Image,
+    *,
+    fill: bool = False,
+    doing: str,
+    on_tick: Callable[[], None] | None = None,
+) -> None:
+    """Bring what the guest sees of chain[0] into `target`, the container that `empty` made; progress is told.
+
+    chain[1:]: the backing files, which `target` has too: only what lies above them is written. fill: write all
+    clusters, zeroes too.
+    """
+    top, *below = chain
+    argv = ["qemu-img", "convert", "-n", "-p", "-O", target.format]
+    argv += ["-B", top.backing or "", "-F", below[0].format] if below else ["--target-is-zero"]
+    argv += ["-S", "0"] if fill else []
+    argv += ["-c"] if top.details.get("create-type") == "streamOptimized" else []
+    argv += ["-r", str(worker.bandwidth)] if worker.bandwidth else []
+    rest = b""
+
+    def relay(piece: bytes) -> None:
+        nonlocal rest
+        rest = (rest + piece)[-64:]
+        if seen := PROGRESS.findall(rest):
+            worker.reached(int(top.size * float(seen[-1]) / 100))
+
+    source, written = _node(chain), _node([target, *below])
+    finished = worker.child([*argv, _named(source), _named(written)], on_stdout=relay, on_tick=on_tick)
+    if finished.status:
+        raise _failure(finished, doing)
+
+
+def send(worker: Worker, chain: Sequence[Image], socket: int, doing: str) -> None:
+    """Write what the guest sees, in order and without its zeroes, to the NBD server at the other end of `socket`."""
+    server = {"driver": "nbd", "server": {"type": "fd", "str": str(socket)}}
+    argv = ["qemu-img", "convert", "-n", "--target-is-zero", "-S", "1M", "-O", "raw", _named(_node(chain))]
+    finished = worker.child([*argv, _named({"driver": "raw", "file": server})], descriptors=[socket])
+    if finished.status:
+        raise _failure(finished, doing)
+
+
+def rename_backing(worker: Worker, target: int, format: str, backing: tuple[str, str], doing: str) -> None:  # noqa: A002
+    """Record another name of the same backing file."""
+    node = _named({"driver": format, "file": _file(target), "backing": None})
+    argv = ["qemu-img", "rebase", "-q", "-u", "-b", backing[0], "-F", backing[1], node]
+    finished = worker.child(argv, descriptors=[target])
+    if finished.status:
+        raise _failure(finished, doing)
+
+
+def _switch(on: bool) -> str:
+    return "on" if on else "off"
+
+
+def _file(fd: int) -> dict[str, Any]:
+    driver = "host_device" if libc.is_block_device(fd) else "file"
+    return {"driver": driver, "filename": f"/proc/self/fd/{fd}", "locking": "off"}
+
+
+def _node(chain: Sequence[Image]) -> dict[str, Any]:
+    top, *below = chain
+    node: dict[str, Any] = {"driver": top.format, "file": _file(top.fd)}
+    if top.format in BACKED:
+        node["backing"] = _node(below) if below else None
+    return node
+
+
+def _named(node: dict[str, Any]) -> str:
+    return "json:" + msgspec.json.encode(node).decode()
+
+
+def _ask(worker: Worker, verb: str, image: Image, on_stdout: Callable[[bytes], None] | None = None) -> Finished:
+    argv = ["qemu-img", verb, "--output=json", _named(_node([image]))]
+    return worker.child(argv, on_stdout=on_stdout, descriptors=[image.fd])
+
+
+def _said(finished: Finished) -> str:
+    """Its last line without names that mean nothing to a reader."""
+    line = finished.last_line().removeprefix("qemu-img: ")
+    return re.sub(r"(Could not open )?'?(json:\{.*\}|/proc/self/fd/\d+)'?(: )?", "", line)
+
+
+def _failure(finished: Finished, doing: str, advice: str = "") -> JobError:
+    said = _said(finished)
+    text = f"cannot {doing}: {said}{advice}"
+    if any(words in said for words in NO_SPACE_WORDS):
+        return NoSpace(text)
+    if "Input/output error" in said:
+        return InputOutput(text)
+    return JobError(text)

@@ -1,0 +1,272 @@
+"""A worker's life, top to bottom.
+
+    setsid · close the zygote's descriptors · claim jobs/<id>/life · take signals · lock the resources · plan · run ·
+    commit the outputs · SystemExit to the top · atexit handlers · write jobs/<id>/result · os._exit
+
+The zygote's program registers `leave` as its very first atexit handler, so that it runs last and calls the LastWord.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import msgspec
+
+from jobvisor_workers import leave, registry, signals
+from jobvisor_workers.errors import BadArgument, Held, JobError, from_os_error
+from jobvisor_workers.progress import Reporter
+from jobvisor_workers.protocol import (
+    Claim,
+    Commit,
+    Failure,
+    Holder,
+    Linked,
+    Report,
+    Request,
+    Result,
+    Temporary,
+    encode,
+)
+from jobvisor_workers.resources.path import identify
+from jobvisor_workers.worker import Worker
+
+if TYPE_CHECKING:
+    from jobvisor_workers.jobtype import Access, JobType
+
+#: Exit status of a worker that found its job claimed or void; sysexits(3) EX_TEMPFAIL.
+NOT_MINE = 75
+#: A plan that asks for another lock each time it looks is a defect, or somebody rewrites the chain without end.
+PLANS_MAX = 20
+
+class LastWord:
+    """What the result file will say; `leave` calls it at the very end."""
+
+    def __init__(self, directory: int, report: Report) -> None:
+        self.directory = directory
+        self.result = Result("failed", report, failure=Failure("crashed", "the worker ended without a word"))
+        self.status = 1
+
+    def __call__(self) -> int:
+        fd = os.open("result.new", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self.directory)
+        os.write(fd, encode(self.result))
+        os.close(fd)
+        os.rename("result.new", "result", src_dir_fd=self.directory, dst_dir_fd=self.directory)
+        return self.status
+
+
+class Spawned(msgspec.Struct):
+    """What a freshly forked worker holds: its request, its job directory, both ends of its progress pipe."""
+
+    request: Request
+    directory: str
+    pipe_read: int
+    pipe_write: int
+
+
+def main(spawned: Spawned) -> NoReturn:
+    """Run one job and leave by SystemExit."""
+    request = spawned.request
+    os.setsid()
+    directory = os.open(spawned.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _close_all_but({0, 1, 2, spawned.pipe_read, spawned.pipe_write, directory})
+    _own_log(directory)
+    _name_process(request.id)
+    life = claim(directory, spawned.pipe_read)
+    if life is None:
+        os._exit(NOT_MINE)
+
+    reporter = Reporter(spawned.pipe_write, request.bandwidth)
+    leave.last_word = word = LastWord(directory, reporter.report)
+
+    def record(line: Claim | Temporary | Commit) -> None:
+        os.write(life, encode(line) + b"\n")
+        os.fdatasync(life)
+
+    def report_again() -> bool:
+        reporter.send()
+        return reporter.blocked
+
+    worker = Worker(request, reporter, record)
+    taken = signals.Signals(report_again, worker.completed.set)
+    reporter.on_blocked = taken.retry_report
+    try:
+        taken.start()
+        os.umask(request.umask)
+        _be_nice(request)
+        job = registry.convert(request.type, request.args)
+        _prepare(worker, job, request, reporter)
+        if request.dry_run:
+            word.result = Result("completed", reporter.report, {"dry_run": True})
+        else:
+            result = job.run(worker)
+            _commit(worker, taken, record, result)
+            word.result = Result("completed", reporter.report, result)
+        word.status = 0
+    except signals.Terminated:
+        word.result = Result("aborted", reporter.report, sender=taken.sender)
+        word.status = 128 + 15
+    except Held as error:
+        word.result = _failed(reporter.report, error, resource=error.resource, holder=error.holder)
+    except JobError as error:
+        word.result = _failed(reporter.report, error)
+    except OSError as error:
+        traceback.print_exc()
+        word.result = _failed(reporter.report, from_os_error(error, f"run {request.type}" + _on(error)))
+    except msgspec.ValidationError as error:
+        word.result = _failed(reporter.report, BadArgument(f"cannot run {request.type}: {error}"))
+    except Exception as error:
+        traceback.print_exc()
+        text = f"{type(error).__name__}: {error} (a defect in job type {request.type}; its log has the traceback)"
+        word.result = _failed(reporter.report, JobError(text))
+    finally:
+        taken.at_top()
+        for output in worker.outputs:
+            if word.result.outcome == "completed":
+                output.close()
+            else:
+                output.discard()
+    sys.exit(word.status)
+
+
+def claim(directory: int, pipe: int) -> int | None:
+    """Make this process the one worker of the job; None when another was, or the job was declared void.
+
+    The lock tells for all time and without pids whether the worker lives; it is never inherited by a child.
+    """
+    life = os.open("life", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    try:
+        fcntl.flock(life, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    if os.fstat(life).st_size:
+        return None
+    os.write(life, encode(Claim(os.getpid(), pipe)) + b"\n")
+    return life
+
+
+def _prepare(worker: Worker, job: JobType, request: Request, reporter: Reporter) -> None:
+    """Lock the declared resources and whatever plan() finds, all in one order, before any work."""
+    from jobvisor_workers.locks import acquire
+
+    declared = _declared(job, request)
+    report = reporter.report
+
+    def waiting(path: str, holder: Holder | None) -> None:
+        report.state, report.holder = "waiting", holder
+        report.reason = f"{path} is in use by {holder or 'another process'}"
+        reporter.send()
+
+    for _ in range(PLANS_MAX):
+        wanted = {**declared, **worker.wanted}
+        expected = {path: request.resolved[path] for path, _ in declared if path in request.resolved}
+        worker.locks = acquire(
+            list(wanted), on_conflict=request.on_conflict, waiting=waiting, expected=expected, doing=request.type
+        )
+        report.state, report.holder, report.reason = "running", None, None
+        reporter.send()
+        asked_before = dict(worker.wanted)
+        worker.wanted.clear()
+        job.plan(worker)
+        if worker.wanted.keys() <= asked_before.keys():
+            return
+        for lock in worker.locks:
+            lock.close()
+    raise JobError(f"cannot {request.type}: its files were changed by somebody else each time they were looked at")
+
+
+def _declared(job: JobType, request: Request) -> dict[tuple[str, Access], None]:
+    """The declared resources that exist, after the checks that need no lock."""
+    wanted: dict[tuple[str, Access], None] = {}
+    seen: dict[str, str] = {}
+    replace = bool(getattr(job, "replace", False))
+    for field, resource in job.resources().items():
+        path = getattr(job, field)
+        if path is None:
+            continue
+        key = identify(path, new=resource.new)
+        if key in seen:
+            raise BadArgument(f"cannot {request.type} {path}: it is the same file as {seen[key]}")
+        seen[key] = path
+        if resource.new:
+            if key.startswith("new:"):
+                continue
+            if not replace:
+                raise JobError(
+                    f"cannot {request.type} to {path}: it exists already; choose another name, or add --replace"
+                )
+        wanted[path, resource.access] = None
+    return wanted
+
+
+def _commit(worker: Worker, taken: signals.Signals, record: Any, result: dict[str, Any] | None) -> None:
+    """Name the outputs. Once the intent is written down the job completes, whoever is killed."""
+    unsealed = [output.target for output in worker.outputs if not output.sealed]
+    if unsealed:
+        raise JobError(f"the job type left {unsealed[0]} unfinished: create() is to be used in a with block")
+    taken.defer()
+    if not worker.outputs:
+        return
+    record(Commit([output.intent() for output in worker.outputs], result))
+    linked: list[Linked] = []
+    for output in worker.outputs:
+        try:
+            intent = output.intent()
+            output.link()
+            linked.append(intent)
+        except OSError as error:
+            for done in linked:
+                os.unlink(os.path.join(done.directory, done.name))
+            if isinstance(error, FileExistsError):
+                raise JobError(f"cannot create {output.target}: somebody else made it meanwhile; it was left alone")
+            raise from_os_error(error, f"create {output.target}")
+
+
+def _failed(report: Report, error: JobError, **more: Any) -> Result:
+    return Result("failed", report, failure=Failure(error.cause, str(error).replace("\n", " "), **more))
+
+
+def _on(error: OSError) -> str:
+    return f" on {error.filename}" if error.filename else ""
+
+
+def _close_all_but(kept: set[int]) -> None:
+    """Drop what the zygote holds: its socket, its locks, other jobs' pipes."""
+    last = -1
+    for fd in sorted(kept):
+        if fd > last + 1:
+            os.closerange(last + 1, fd)
+        last = fd
+    os.closerange(last + 1, os.sysconf("SC_OPEN_MAX"))
+
+
+def _own_log(directory: int) -> None:
+    log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+def _name_process(job: int) -> None:
+    """So that ps, and whoever meets its lock, sees which job this is (15 bytes at most)."""
+    with open("/proc/self/comm", "w") as file:
+        file.write(f"job:{job}")
+
+
+def _be_nice(request: Request) -> None:
+    if request.nice is None and request.ionice is None:
+        return
+    import psutil
+
+    try:
+        if request.nice is not None:
+            os.nice(request.nice)
+        if request.ionice is not None:
+            ionice = psutil.IOPRIO_CLASS_IDLE if request.ionice == "idle" else psutil.IOPRIO_CLASS_BE
+            psutil.Process().ionice(ionice)
+    except (PermissionError, psutil.AccessDenied):
+        raise BadArgument(f"cannot run {request.type} with nice {request.nice}: only root may go below 0")
+

@@ -1,0 +1,66 @@
+"""What a dead worker left in the file system, brought to agree with what its job will be called."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from jobvisor_workers.protocol import VOID, Claim, Commit, Life, Linked, Temporary, decode_life
+
+
+def read_life(directory: str) -> list[Life]:
+    """The lines of jobs/<id>/life; empty when no worker claimed the job (or the file says void)."""
+    try:
+        with open(os.path.join(directory, "life"), "rb") as file:
+            content = file.read()
+    except FileNotFoundError:
+        return []
+    if content == VOID:
+        return []
+    lines: list[Life] = []
+    for line in content.splitlines():
+        try:
+            lines.append(decode_life(line))
+        except msgspec.DecodeError:  # the machine died within the write; nothing was made on its strength
+            break
+    return lines
+
+
+def claim_of(life: list[Life]) -> Claim | None:
+    return next((line for line in life if isinstance(line, Claim)), None)
+
+
+def settle(life: list[Life]) -> Commit | None:
+    """Remove temporary names; return the commit if all its outputs stand under their names, else undo it.
+
+    To be called only when no process of the job is left.
+    """
+    commit = next((line for line in life if isinstance(line, Commit)), None)
+    for line in life:
+        if isinstance(line, Temporary):
+            _remove(line.directory, line.name)
+    if commit is None:
+        return None
+    done = all(_stands(output) for output in commit.outputs)
+    for output in commit.outputs:
+        if output.temporary:
+            _remove(output.directory, output.temporary)
+        if not done and _stands(output):
+            _remove(output.directory, output.name)
+    return commit if done else None
+
+
+def _stands(output: Linked) -> bool:
+    try:
+        facts = os.stat(os.path.join(output.directory, output.name), follow_symlinks=False)
+    except OSError:
+        return False
+    return (facts.st_dev, facts.st_ino) == (output.device, output.inode)
+
+
+def _remove(directory: str, name: str) -> None:
+    try:
+        os.unlink(os.path.join(directory, name))
+    except OSError:
+        pass

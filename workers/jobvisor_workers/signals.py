@@ -1,0 +1,118 @@
+"""A worker's signals: who asked it to end, and how the request reaches the main thread.
+
+TERM, INT and HUP are blocked in every thread; one daemon thread takes them with sigwaitinfo, which alone tells the
+sender. It then raises SystemExit in the main thread by a real-time signal, and again at jittered intervals until the
+top of the program is reached: Python swallows exceptions raised in __del__ and weakref callbacks (a single shot left
+16 of 40 loops that lived in __del__; jittered repetition 40 of 40, a fixed period ran in step with the loop and failed).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+from jobvisor_workers.protocol import Sender
+
+TERMINATING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+#: Blocked by the zygote around the fork, and in the worker for life.
+TAKEN = TERMINATING | {signal.SIGUSR1, signal.SIGUSR2}
+INTERRUPT = signal.SIGRTMIN
+REPEAT = (0.013, 0.047)
+#: How often a report that met a full pipe is tried again, in seconds.
+RETRY_REPORT = 0.1
+
+
+class Terminated(SystemExit):
+    """Somebody asked this worker to end."""
+
+
+class Signals:
+    """Takes the worker's signals from `start` on.
+
+    on_report: SIGUSR1 came, or a blocked report is to be tried again; true while it stays blocked.
+    on_complete: SIGUSR2, the end of a two-phase job.
+    """
+
+    def __init__(self, on_report: Callable[[], bool], on_complete: Callable[[], None]) -> None:
+        self.sender: Sender | None = None
+        self._on_report, self._on_complete = on_report, on_complete
+        self._main = threading.get_ident()
+        self._deferred = False
+        self._top = threading.Event()
+        self._thread = threading.Thread(target=self._take, name="signals", daemon=True)
+
+    def start(self) -> None:
+        signal.signal(INTERRUPT, self._raise)
+        self._thread.start()
+
+    def defer(self) -> None:
+        """From here on no request to end is raised: the job is being committed."""
+        self._deferred = True
+
+    def at_top(self) -> None:
+        """The main thread has left the job; exit handlers are not to be disturbed."""
+        self._deferred = True
+        self._top.set()
+
+    def retry_report(self) -> None:
+        """Wake the thread so that it tries a blocked report again."""
+        signal.pthread_kill(self._thread.ident or 0, signal.SIGUSR1)
+
+    def _raise(self, _signum: int, _frame: FrameType | None) -> None:
+        if not self._deferred:
+            raise Terminated(128 + (self.sender.signal if self.sender else signal.SIGTERM))
+
+    def _take(self) -> None:
+        again = False
+        while True:
+            got = signal.sigtimedwait(TAKEN, RETRY_REPORT) if again else signal.sigwaitinfo(TAKEN)
+            number = got.si_signo if got else signal.SIGUSR1
+            if number == signal.SIGUSR1:
+                again = self._on_report()
+            elif number == signal.SIGUSR2:
+                self._on_complete()
+            elif self.sender is None:
+                assert got is not None
+                self.sender = Sender(number, got.si_pid, got.si_uid, command_line(got.si_pid))
+                threading.Thread(target=self._interrupt, name="interrupt", daemon=True).start()
+
+    def _interrupt(self) -> None:
+        while not self._top.is_set():
+            signal.pthread_kill(self._main, INTERRUPT)
+            self._top.wait(random.uniform(*REPEAT))
+
+
+def command_line(pid: int) -> str:
+    """The command of a process, arguments joined; empty when it is gone or not ours to see."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read(4096).rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")[:200]
+    except OSError:
+        return ""
+
+
+def block() -> None:
+    """Block what a worker takes; to be undone in the zygote by `unblock`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, TAKEN)
+
+
+def unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TAKEN)
+
+
+def fresh_child() -> None:
+    """Between fork and exec of a child: an empty signal mask, SIGPIPE as the shell has it.
+
+    The mask is inherited by exec: without this a group TERM would not reach qemu-img.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, set())
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
+def group_stop() -> None:
+    """Stop this worker and its children together."""
+    os.killpg(0, signal.SIGSTOP)

@@ -1,0 +1,157 @@
+"""What a job type's `plan` and `run` are given: the kit of a worker."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jobvisor_workers import children
+from jobvisor_workers.data.extents import data_extents
+from jobvisor_workers.errors import JobError
+from jobvisor_workers.jobtype import READ, Access
+from jobvisor_workers.output import Output, target_mode
+
+if TYPE_CHECKING:
+    from jobvisor_workers.locks import Lock
+    from jobvisor_workers.progress import Reporter
+    from jobvisor_workers.protocol import Request, Temporary
+
+#: The longest piece that `extents` yields, bytes: between two pieces progress is told and a signal is heard.
+PIECE = 4 << 20
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A locked file or block device, open for what its access allows. `size` in bytes."""
+
+    path: str
+    fd: int
+    size: int
+    kind: str
+    access: Access
+
+
+class Worker:
+    """One running job. Everything opened or created through it is released at the end, however that comes."""
+
+    def __init__(self, request: Request, reporter: Reporter, record: Callable[[Temporary], None]) -> None:
+        self.id = request.id
+        self.bandwidth = request.bandwidth
+        #: advance(n): n more bytes are done; at most 200 ns, and the place where a bandwidth limit sleeps.
+        self.advance = reporter.advance
+        self.locks: list[Lock] = []
+        self.outputs: list[Output] = []
+        self.wanted: dict[tuple[str, Access], None] = {}
+        self.completed = threading.Event()
+        self._umask = request.umask
+        self._reporter = reporter
+        self._record = record
+
+    # --- resources -------------------------------------------------------------------------------------------
+
+    def lock(self, path: str, access: Access) -> None:
+        """In `plan`: a further resource, found by looking (a backing file).
+
+        All locks are then taken anew in one order, so that two jobs never wait for each other, and `plan` runs again.
+        """
+        self.wanted[path, access] = None
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[Volume]:
+        """The locked resource of this path; the descriptor stays locked until the job ends."""
+        yield self.volume(path)
+
+    def volume(self, path: str) -> Volume:
+        """As `open`, for the time of the whole job."""
+        for lock in self.locks:
+            if lock.path == path:
+                return Volume(path, lock.fd, lock.size, lock.kind, lock.access)
+        raise JobError(f"cannot open {path}: the job type does not declare it, and plan() did not lock it")
+
+    def is_locked(self, path: str) -> bool:
+        """True when `path` exists and is locked: a new volume that --replace gives up."""
+        return any(lock.path == path for lock in self.locks)
+
+    def create(self, path: str, *, size: int | None = None, replace: bool = False) -> Output:
+        """A new file, unnamed until the whole job is done; leaving the with block makes its content durable.
+
+        `size`: bytes to set its length to. Its mode is that of the first volume read, & ~umask.
+        """
+        source = next((lock.fd for lock in self.locks if lock.access is READ), None)
+        mode = target_mode(source, self._umask)
+        output = Output(path, self.id, mode=mode, replace=replace, record=self._record)
+        self.outputs.append(output)
+        if size:
+            output.resize(size)
+        return output
+
+    def extents(self, volume: Volume) -> Iterator[tuple[int, int]]:
+        """(offset, length) of the data, in pieces of at most 4 MiB; holes count as done on the way."""
+        done = 0
+        for start, length in data_extents(volume.fd, 0, volume.size):
+            if start > done:
+                self.advance(start - done)
+            for offset in range(start, start + length, PIECE):
+                yield offset, min(PIECE, start + length - offset)
+            done = start + length
+        if volume.size > done:
+            self.advance(volume.size - done)
+
+    def child(
+        self,
+        argv: Sequence[str],
+        *,
+        on_stdout: Callable[[bytes], None] | None = None,
+        on_tick: Callable[[], None] | None = None,
+        descriptors: Sequence[int] = (),
+    ) -> children.Finished:
+        """Run a program in this job: it shares stops and ends, and holds the locks as long as it lives."""
+        inherited = {*descriptors, *(lock.fd for lock in self.locks), *(out.fd for out in self.outputs if out.fd >= 0)}
+
+        def tick() -> None:
+            if on_tick:
+                on_tick()
+            self._reporter.advance_nothing()
+
+        return children.run(argv, job=self.id, descriptors=sorted(inherited), on_stdout=on_stdout, on_tick=tick)
+
+    # --- what is told ----------------------------------------------------------------------------------------
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        """A new part of the work begins. `total`: bytes of the whole job (counted from 0 again when given)."""
+        report = self._reporter.report
+        report.phase = name
+        if total is not None:
+            report.total, report.processed = total, 0
+        self._reporter.send()
+
+    def reached(self, processed: int) -> None:
+        """As `advance`, for work that tells its position; never backwards."""
+        self.advance(max(0, processed - self._reporter.report.processed))
+
+    def warn(self, text: str) -> None:
+        """Something the user must know although the job goes on."""
+        if text not in self._reporter.report.warnings:
+            self._reporter.report.warnings.append(text)
+            self._reporter.send()
+
+    @property
+    def abort_effect(self) -> str | None:
+        """What an abort now would leave behind; None when nothing."""
+        return self._reporter.report.abort_effect
+
+    @abort_effect.setter
+    def abort_effect(self, text: str | None) -> None:
+        self._reporter.report.abort_effect = text
+        self._reporter.send()
+
+    def ready(self) -> None:
+        """The job converged: wait until it is told to complete (or aborted)."""
+        self._reporter.report.state = "ready"
+        self._reporter.send()
+        self.completed.wait()
+        self._reporter.report.state = "running"
+        self._reporter.send()

@@ -1,0 +1,407 @@
+"""The fork server: the supervisor's forking arm, the parent of every worker, and its own single-threaded program.
+
+Exec'd once in a session of its own, by way of a fork, so that the host program gets no child. It alone reads wait
+statuses, stops and continues; it sends all group signals and times all grace periods, because the host may be busy. It
+never starts a thread, imports sqlite3, opens a libvirt connection or blocks on a socket. It outlives the supervisor and
+leaves when no supervisor is connected and no worker is left.
+"""
+
+from __future__ import annotations
+
+import array
+import gc
+import os
+import selectors
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from collections import deque
+
+import msgspec
+
+from jobvisor_workers import registry, signals
+from jobvisor_workers.control import Control, belongs, children_of, states
+from jobvisor_workers.protocol import (
+    VERSION,
+    Abort,
+    Acknowledge,
+    Continued,
+    Detach,
+    Exit,
+    Exited,
+    FromZygote,
+    Hello,
+    Refused,
+    Resume,
+    Signal,
+    Spawn,
+    Started,
+    Stopped,
+    Suspend,
+    decode_request,
+    decode_to_zygote,
+    encode,
+)
+from jobvisor_workers.runtime import NOT_MINE, Spawned
+from jobvisor_workers.settle import claim_of, read_life, settle
+
+PACKET_MAX = 1 << 17
+#: Seconds between two tries to collect what was killed (a process in D dies when its disk answers).
+COLLECT_AGAIN = 0.005
+#: How often a tied zygote looks whether its supervisor was stopped, seconds.
+FOLLOW = 0.1
+
+
+class Config(msgspec.Struct):
+    """The program's one argument. `tied`: the jobs share the fate of the supervisor; `home` is removed at the end."""
+
+    listen: int
+    run: str
+    socket: str
+    path: list[str]
+    modules: list[str] = []
+    tied: bool = False
+    home: str = ""
+
+
+class Child:
+    """A worker as its parent sees it."""
+
+    def __init__(self, spawn: Spawn, pid: int, pipe: int, control: Control) -> None:
+        self.job, self.directory, self.pid, self.pipe, self.control = spawn.job, spawn.directory, pid, pipe, control
+        self.grace = spawn.grace
+        self.pidfd = os.pidfd_open(pid)
+        self.deadline = time.monotonic() + spawn.time_limit if spawn.time_limit else None
+        self.exit: Exit | None = None
+        self.collect_at: float | None = None
+
+
+class Zygote:
+    """The loop. `serve` returns None when all is done, or in a forked worker what it is to do."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.children: dict[int, Child] = {}
+        self.unacknowledged: dict[int, Exited] = {}
+        self.peer: socket.socket | None = None
+        self.detached = False
+        self._spawned: Spawned | None = None
+        self._outbox: deque[tuple[bytes, int | None]] = deque()
+        self._selector = selectors.DefaultSelector()
+        self._listener = socket.socket(fileno=config.listen)
+        self._listener.setblocking(False)
+        self._wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._drain_stops)
+        self._follow_at: float | None = None
+        self._stopped_with_peer = False
+
+    def serve(self) -> Spawned | None:
+        self._accept()
+        while self.peer or self.children:
+            for key, events in self._selector.select(self._timeout()):
+                if events & selectors.EVENT_WRITE and key.fileobj is self.peer:
+                    self._flush()
+                if events & selectors.EVENT_READ:
+                    key.data()
+                if self._spawned:
+                    return self._spawned
+            self._tick()
+        self._farewell()
+        return None
+
+    # --- the supervisor's socket -----------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        if self.peer:  # the old supervisor is dead: only one holds the home's lock
+            self._drop_peer()
+        connection.setblocking(False)
+        self.peer = connection
+        self._selector.register(connection, selectors.EVENT_READ, self._receive)
+        self.say(Hello(os.getpid(), VERSION, self.config.modules, list(self.children)))
+        for child in self.children.values():
+            if child.exit is None:
+                self.say(Started(child.job, child.pid), child.pipe)
+                if child.control.stopped:
+                    self.say(Stopped(child.job, child.control.outsider))
+        for exited in self.unacknowledged.values():
+            self.say(exited)
+        if self.config.tied:
+            self._follow_at = time.monotonic() + FOLLOW
+
+    def _receive(self) -> None:
+        assert self.peer is not None
+        while self.peer:
+            try:
+                packet, ancillary, _, _ = self.peer.recvmsg(PACKET_MAX, socket.CMSG_SPACE(4))
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                packet, ancillary = b"", []
+            if not packet:
+                self._drop_peer()
+                return
+            self._obey(packet, _descriptor(ancillary))
+            if self._spawned:
+                return
+
+    def _drop_peer(self) -> None:
+        if self.peer is None:
+            return
+        self._selector.unregister(self.peer)
+        self.peer.close()
+        self.peer = None
+        self._outbox.clear()
+        self._follow_at = None
+        if self.config.tied and not self.detached:
+            for child in self.children.values():
+                child.control.abort(child.grace)
+
+    def say(self, message: FromZygote, descriptor: int | None = None) -> None:
+        """Queue a packet: a stopped host must not freeze grace periods (278 unread packets fill the socket)."""
+        if self.peer:
+            self._outbox.append((encode(message), descriptor))
+            self._flush()
+
+    def _flush(self) -> None:
+        assert self.peer is not None
+        while self._outbox:
+            packet, descriptor = self._outbox[0]
+            ancillary = [] if descriptor is None else [_rights(descriptor)]
+            try:
+                self.peer.sendmsg([packet], ancillary)
+            except BlockingIOError:
+                self._selector.modify(self.peer, selectors.EVENT_READ | selectors.EVENT_WRITE, self._receive)
+                return
+            except OSError:  # the peer is gone; the next read says so
+                self._outbox.clear()
+                return
+            self._outbox.popleft()
+        self._selector.modify(self.peer, selectors.EVENT_READ, self._receive)
+
+    def _obey(self, packet: bytes, descriptor: int | None) -> None:
+        message = decode_to_zygote(packet)
+        if isinstance(message, Spawn):
+            self._spawn(message, descriptor)
+            return
+        if isinstance(message, Detach):
+            self.detached = True
+            return
+        if isinstance(message, Acknowledge):
+            self.unacknowledged.pop(message.job, None)
+            return
+        child = self.children.get(message.job)
+        if child is None or child.exit:
+            return
+        match message:
+            case Suspend():
+                child.control.suspend()
+            case Resume():
+                child.control.resume()
+            case Abort(grace=grace, force=force):
+                child.control.abort(grace, force=force)
+            case Signal(signal=number):
+                child.control.signal_leader(number)
+
+    # --- workers ---------------------------------------------------------------------------------------------
+
+    def _spawn(self, message: Spawn, descriptor: int | None) -> None:
+        if message.job in self.children or message.job in self.unacknowledged:
+            return
+        request = decode_request(_read_all(descriptor) if descriptor is not None else bytes(message.request))
+        if not registry.is_loaded(request.type):
+            self._import(request.type)
+        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signals.block()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            signals.unblock()
+            os.close(read)
+            os.close(write)
+            self.say(Refused(message.job, f"cannot fork a worker: {error.strerror}"))
+            return
+        if pid == 0:
+            self._spawned = Spawned(request, message.directory, read, write)
+            return
+        signals.unblock()
+        os.close(write)
+        job = message.job
+
+        def say(what: str, outsider: bool) -> None:
+            self.say(Stopped(job, outsider) if what == "stopped" else Continued(job, outsider))
+
+        child = Child(message, pid, read, Control(job, pid, say))
+        self.children[job] = child
+        self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._ended(child))
+        self.say(Started(job, pid), read)
+
+    def _import(self, name: str) -> None:
+        """Once, before the fork; a type that cannot be imported is the worker's error to report."""
+        try:
+            registry.get(name)
+            gc.freeze()
+        except Exception:
+            traceback.print_exc()
+
+    def _drain_stops(self) -> None:
+        try:
+            while os.read(self._wake_read, 4096):
+                pass
+        except BlockingIOError:
+            pass
+        by_pid = {child.pid: child for child in self.children.values()}
+        while True:
+            try:
+                event = os.waitid(os.P_ALL, 0, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
+            except ChildProcessError:
+                return
+            if event is None:
+                return
+            child = by_pid.get(event.si_pid)
+            if child is None:
+                continue
+            if event.si_code == os.CLD_CONTINUED:
+                child.control.leader_continued()
+            else:
+                child.control.leader_stopped()
+
+    def _ended(self, child: Child) -> None:
+        """The worker is a zombie, which pins its pid and group: sweep, collect, write down, reap, tell."""
+        self._selector.unregister(child.pidfd)
+        status = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        assert status is not None
+        by_signal = status.si_code != os.CLD_EXITED
+        child.exit = Exit(
+            pid=child.pid,
+            ended=time.time(),
+            status=None if by_signal else status.si_status,
+            signal=status.si_status if by_signal else None,
+            killed=child.control.killed,
+            asked=child.control.asked,
+        )
+        child.collect_at = 0.0
+        self._collect(child)
+
+    def _collect(self, child: Child) -> None:
+        assert child.exit is not None
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        if self._strays_of(child):
+            child.collect_at = time.monotonic() + COLLECT_AGAIN
+            return
+        claim = claim_of(read_life(child.directory))
+        if claim and claim.pid == child.pid:
+            _write_new(child.directory, "exit", encode(child.exit))
+        elif child.exit.status != NOT_MINE:
+            print(f"jobvisor: worker {child.pid} of job {child.job} ended before its claim", file=sys.stderr)
+        _, _, usage = os.wait4(child.pid, 0)
+        child.exit.rusage = {"user": usage.ru_utime, "system": usage.ru_stime, "max_rss_kib": float(usage.ru_maxrss)}
+        os.close(child.pidfd)
+        os.close(child.pipe)
+        del self.children[child.job]
+        exited = Exited(child.job, child.exit)
+        if self.peer:
+            self.unacknowledged[child.job] = exited
+            self.say(exited)
+        elif self.config.tied:
+            settle(read_life(child.directory))
+
+    def _strays_of(self, child: Child) -> bool:
+        """Kill and reap what the worker left; it is all ours, since this process is the subreaper. True: more to come."""
+        leaders = {other.pid for other in self.children.values()}
+        while True:
+            strays = [
+                pid for pid in children_of(os.getpid()) if pid not in leaders and belongs(pid, child.pid, child.job)
+            ]
+            if not strays:
+                return False
+            for pid in strays:
+                os.kill(pid, signal.SIGKILL)
+                if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is None:
+                    return True
+
+    # --- time ------------------------------------------------------------------------------------------------
+
+    def _timeout(self) -> float | None:
+        now = time.monotonic()
+        due = [self._follow_at] if self._follow_at else []
+        for child in self.children.values():
+            due += [at for at in (child.control.tick(now), child.deadline, child.collect_at) if at is not None]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        for child in list(self.children.values()):
+            if child.collect_at is not None:
+                if now >= child.collect_at:
+                    self._collect(child)
+            elif child.deadline is not None and now >= child.deadline:
+                child.deadline = None
+                child.control.abort(child.grace, why="time-limit")
+        if self._follow_at is not None and now >= self._follow_at:
+            self._follow_at = now + FOLLOW
+            self._follow_peer()
+
+    def _follow_peer(self) -> None:
+        """A tied job stops and goes on with the command that runs it, also at a SIGSTOP that no program can catch."""
+        assert self.peer is not None
+        pid = struct.unpack("3i", self.peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        stopped = "T" in states(pid)
+        if stopped != self._stopped_with_peer:
+            self._stopped_with_peer = stopped
+            for child in self.children.values():
+                if stopped and not child.control.stopped:
+                    child.control.suspend()
+                elif not stopped and child.control.stopped:
+                    child.control.resume()
+
+    def _farewell(self) -> None:
+        run = os.open(self.config.run, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.unlink(self.config.socket, dir_fd=run)
+        except FileNotFoundError:
+            pass
+        os.close(run)
+        if self.config.tied and self.config.home:
+            import shutil
+
+            shutil.rmtree(self.config.home, ignore_errors=True)
+
+
+def _descriptor(ancillary: list[tuple[int, int, bytes]]) -> int | None:
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            return array.array("i", data[:4])[0]
+    return None
+
+
+def _rights(descriptor: int) -> tuple[int, int, bytes]:
+    return (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))
+
+
+def _read_all(descriptor: int) -> bytes:
+    with open(descriptor, "rb") as file:
+        file.seek(0)
+        return file.read()
+
+
+def _write_new(directory: str, name: str, content: bytes) -> None:
+    """One small write: it is there whole, or it cannot be decoded and counts as missing."""
+    try:
+        fd = os.open(os.path.join(directory, name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.write(fd, content)
+        os.close(fd)
+    except OSError as error:  # the state disk is full, or the home was removed: the supervisor is still told
+        print(f"jobvisor: cannot write {directory}/{name}: {error}", file=sys.stderr)
