@@ -30,8 +30,8 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "errors": (
-        "Busy HomeInUse HomeUnusable JobAborted JobFailed JobvisorError JournalError NoSuchJob NotPermitted Unreachable "
-        "UsageError WaitTimeout WrongState"
+        "Busy HomeInUse HomeUnusable JobAborted JobFailed JobvisorError JournalError NoSuchJob NotPermitted "
+        "Unreachable UsageError WaitTimeout WrongState"
     ),
     "events": "Event EventStream",
     "info": "EndedBy JobInfo Parameter",

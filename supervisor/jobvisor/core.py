@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import select
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from jobvisor import startup, store, verbs
+from jobvisor import entering, startup, store, verbs
 from jobvisor.engine import Engine
 from jobvisor.errors import NoSuchJob, Unreachable, UsageError
 from jobvisor.events import Event, EventStream
@@ -23,13 +24,14 @@ from jobvisor.request import Options, build
 from jobvisor.schedule import Mask
 from jobvisor.states import State, Verb
 from jobvisor_workers import registry
-from jobvisor_workers.errors import JobError
 from jobvisor_workers.jobtype import JobType
 from jobvisor_workers.protocol import Detach
 from jobvisor_workers.resources.path import identify
 
 #: An idle zygote ends when its supervisor leaves; so long is waited for that, seconds.
 ZYGOTE_LEAVES = 5.0
+
+T = TypeVar("T")
 
 _VERBS = {
     Verb.SUSPEND: verbs.suspend,
@@ -65,16 +67,16 @@ class Core:
 
     def start(self, job: JobType | str, options: Options, args: dict[str, Any]) -> Future[JobInfo]:
         request, notes = build(job, args, options)
-        return self._submit(lambda: self._engine.start(request, notes))
+        return self._submit(lambda: entering.start(self._engine, request, notes))
 
-    def info(self, id: int) -> Future[JobInfo]:  # noqa: A002 - the field's name everywhere
+    def info(self, id: int) -> Future[JobInfo]:
         return self._submit(lambda: self._engine.info(_checked(id)))
 
     def jobs(
         self,
         *,
         state: State | str | Iterable[State | str] | None,
-        type: str | None,  # noqa: A002 - the field's name everywhere
+        type: str | None,
         resource: str | None,
         limit: int | None,
     ) -> Future[list[JobInfo]]:
@@ -98,7 +100,7 @@ class Core:
         query: Any = {"states": [str(each) for each in states], "type": type, "resource": path, "limit": limit}
         return self._submit(gather)
 
-    def wait(self, id: int, until: State | None) -> tuple[Future[JobInfo], Waiter]:  # noqa: A002
+    def wait(self, id: int, until: State | None) -> tuple[Future[JobInfo], Waiter]:
         """The future resolves when the job is in `until`, or final."""
 
         def met(record: Record) -> bool:
@@ -107,17 +109,17 @@ class Core:
         waiter = Waiter(met, lambda _: None)
         return self._submit(lambda: self._engine.wait(_checked(id), waiter)), waiter
 
-    def unwait(self, id: int, waiter: Waiter) -> None:  # noqa: A002
+    def unwait(self, id: int, waiter: Waiter) -> None:
         self._engine.pump.call(lambda: self._engine.unwait(id, waiter))
 
-    def verb(self, verb: Verb, id: int, *, wait: bool, force: bool = False) -> Future[JobInfo]:  # noqa: A002
+    def verb(self, verb: Verb, id: int, *, wait: bool, force: bool = False) -> Future[JobInfo]:
         do = partial(verbs.abort, force=force) if verb is Verb.ABORT else _VERBS[verb]
         return self._submit(lambda: do(self._engine, _checked(id), wait))
 
-    def retry(self, id: int) -> Future[JobInfo]:  # noqa: A002
+    def retry(self, id: int) -> Future[JobInfo]:
         return self._submit(lambda: verbs.retry(self._engine, _checked(id)))
 
-    def forget(self, id: int) -> Future[None]:  # noqa: A002
+    def forget(self, id: int) -> Future[None]:
         return self._submit(lambda: verbs.forget(self._engine, _checked(id)))
 
     def ended_before(self, before: datetime | None) -> Future[list[int]]:
@@ -128,21 +130,22 @@ class Core:
     def current(self) -> Future[int | None]:
         return self._submit(lambda: self._engine.current.get(os.getuid()))
 
-    def set_current(self, id: int) -> Future[None]:  # noqa: A002
-        def set_it(_: JobInfo) -> None:
-            self._engine.set_current(os.getuid(), id)
-
-        known = self.info(id)
-        outcome: Future[None] = Future()
+    def set_current(self, id: int) -> Future[None]:
+        """Raises NoSuchJob."""
 
         def found(done: Future[JobInfo]) -> None:
             error = done.exception()
             if error:
                 outcome.set_exception(error)
-                return
-            self._engine.pump.call(lambda: (set_it(done.result()), outcome.set_result(None))[1])
+            else:
+                self._engine.pump.call(set_it)
 
-        known.add_done_callback(found)
+        def set_it() -> None:
+            self._engine.set_current(os.getuid(), id)
+            outcome.set_result(None)
+
+        outcome: Future[None] = Future()
+        self.info(id).add_done_callback(found)
         return outcome
 
     def pids(self) -> Future[dict[int, int]]:
@@ -155,9 +158,7 @@ class Core:
         """Raises JobError when there is no such resource."""
         path = os.path.join(os.getcwd(), resource)
         key = identify(path, new=True)
-        types = {
-            name: [each.access for each in registry.get(name).resources().values()] for name in registry.names()
-        }
+        types = {name: [each.access for each in registry.get(name).resources().values()] for name in registry.names()}
         return self._submit(lambda: self._engine.schedule.mask(key, path, types))
 
     def events(self, since: int | None, job: int | None) -> EventStream:
@@ -177,7 +178,7 @@ class Core:
         engine = self._engine
         if engine.closed:
             return
-        idle = [os.pidfd_open(pid) for pid in self._idle_zygotes()]
+        idle = self._idle_zygotes()
         engine.pump.submit(self._let_go).result()
         engine.pump.stop()
         engine.journal.close()
@@ -186,26 +187,38 @@ class Core:
             select.select([pidfd], [], [], ZYGOTE_LEAVES)
             os.close(pidfd)
 
-    def _idle_zygotes(self) -> Iterable[int]:
-        if self._submit(lambda: bool(self._engine.pool.pids())).result():
+    def _idle_zygotes(self) -> list[int]:
+        """The pidfds of the zygotes that will end with this supervisor."""
+        pool = self._engine.pool
+        deadline = time.monotonic() + ZYGOTE_LEAVES
+        while self._submit(pool.starting).result() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if self._submit(lambda: pool.busy).result():
             return []
-        return self.zygotes().result()
+        found = []
+        for pid in self.zygotes().result():
+            try:
+                found.append(os.pidfd_open(pid))
+            except ProcessLookupError:
+                pass
+        return found
 
     def _let_go(self) -> None:
         engine = self._engine
         engine.closed = True
+        engine.flush()
         engine.hub.close_all()
         for waiter in itertools.chain.from_iterable(record.waiters for record in engine.records.values()):
             waiter.future.set_exception(Unreachable("this supervisor was closed; the job goes on"))
         engine.pool.close()
 
-    def _submit(self, function: Any) -> Any:
+    def _submit(self, function: Callable[[], T | Future[T]]) -> Future[T]:
         if self._engine.closed:
             raise Unreachable("this supervisor was closed")
         return self._engine.pump.submit(function)
 
 
-def _checked(id: int) -> int:  # noqa: A002
+def _checked(id: int) -> int:
     """Ids are positive, and small enough for the journal. Raises NoSuchJob."""
     if isinstance(id, bool) or not isinstance(id, int):
         raise UsageError(f"a job id is a number, not {id!r}")

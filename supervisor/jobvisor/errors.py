@@ -1,18 +1,18 @@
 """The errors of the library, each with fields, an exit code of the command line, and a stable word.
 
-    JobvisorError
-    ├── JobFailed          1  the job ended failed                     .info
-    ├── UsageError         2  a request that makes no sense            (also ValueError)
-    ├── JobAborted         3  the job was aborted                      .info
-    ├── NoSuchJob          4  no job of this id, or not yours          .id  (also LookupError)
-    ├── NotPermitted       5  somebody else's job or home              (also PermissionError)
-    ├── Busy               6  the resource is in use                   .resource .holder
-    ├── WrongState         7  the verb does not fit the job's state    .id .state .verb .allowed
-    ├── WaitTimeout        8  the wait was over before the job         .id .timeout  (also TimeoutError)
-    ├── Unreachable        9  no supervisor answers                    (also ConnectionError)
-    ├── HomeInUse          1  another supervisor has this home         .home .pid .command
-    ├── HomeUnusable       1  the home cannot be used                  .home
-    └── JournalError       1  the journal cannot be written or read    .path
+JobvisorError
+├── JobFailed          1  the job ended failed                     .info
+├── UsageError         2  a request that makes no sense            (also ValueError)
+├── JobAborted         3  the job was aborted                      .info
+├── NoSuchJob          4  no job of this id, or not yours          .id  (also LookupError)
+├── NotPermitted       5  somebody else's job or home              (also PermissionError)
+├── Busy               6  the resource is in use                   .resource .holder
+├── WrongState         7  the verb does not fit the job's state    .id .state .verb .allowed
+├── WaitTimeout        8  the wait was over before the job         .id .timeout  (also TimeoutError)
+├── Unreachable        9  no supervisor answers                    (also ConnectionError)
+├── HomeInUse          1  another supervisor has this home         .home .pid .command
+├── HomeUnusable       1  the home cannot be used                  .home
+└── JournalError       1  the journal cannot be written or read    .path
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class NoSuchJob(JobvisorError, LookupError):
     exit_code = 4
     code = "no-such-job"
 
-    def __init__(self, id: int) -> None:  # noqa: A002 - the field's name everywhere
+    def __init__(self, id: int) -> None:
         self.id = id
         super().__init__(f"there is no job {id}")
 
@@ -87,7 +87,9 @@ class Busy(JobvisorError):
 
     def __init__(self, resource: str, holder: Holder | None) -> None:
         self.resource, self.holder = resource, holder
-        super().__init__(f"{resource} is in use by {holder or 'another process'}; wait for it, or leave out --on-conflict fail")
+        super().__init__(
+            f"{resource} is in use by {holder or 'another process'}; wait for it, or leave out --on-conflict fail"
+        )
 
 
 class WrongState(JobvisorError):
@@ -96,7 +98,7 @@ class WrongState(JobvisorError):
     exit_code = 7
     code = "wrong-state"
 
-    def __init__(self, id: int, state: str, verb: str, allowed: Iterable[str]) -> None:  # noqa: A002
+    def __init__(self, id: int, state: str, verb: str, allowed: Iterable[str]) -> None:
         self.id, self.state, self.verb, self.allowed = id, str(state), str(verb), sorted(map(str, allowed))
         possible = f"it allows {', '.join(self.allowed)}" if self.allowed else "nothing can be done to it any more"
         super().__init__(f"cannot {verb} job {id}: it is {state}; {possible}")
@@ -108,7 +110,7 @@ class WaitTimeout(JobvisorError, TimeoutError):
     exit_code = 8
     code = "timeout"
 
-    def __init__(self, id: int, timeout: float) -> None:  # noqa: A002
+    def __init__(self, id: int, timeout: float) -> None:
         self.id, self.timeout = id, timeout
         super().__init__(f"job {id} did not get there within {timeout:g} s; it goes on")
 

@@ -89,7 +89,9 @@ class Hub:
 class EventStream:
     """Iterate to get events as they come; use as a context manager; `close()` from any thread ends the iteration."""
 
-    def __init__(self, hub: Hub, *, since: int | None, job: int | None, older: Callable[[int, int | None], list[Event]]) -> None:
+    def __init__(
+        self, hub: Hub, *, since: int | None, job: int | None, older: Callable[[int, int | None], list[Event]]
+    ) -> None:
         """`since`: deliver first what came after that number; `older`: reads the journal."""
         self._hub, self._job, self._older = hub, job, older
         self._after = since

@@ -47,10 +47,12 @@ class Home:
         if owner != os.geteuid():
             raise HomeUnusable(str(self.path), f"it belongs to uid {owner}; name another one with --home")
         if _filesystem(self.path) == NFS_MAGIC:
-            raise HomeUnusable(str(self.path), "it is on NFS, where locks do not tell who lives; name another one with --home")
+            raise HomeUnusable(
+                str(self.path), "it is on NFS, where locks do not tell who lives; name another one with --home"
+            )
         self._lock = self._take()
 
-    def job(self, id: int) -> str:  # noqa: A002 - the field's name everywhere
+    def job(self, id: int) -> str:
         """The directory of a job."""
         return str(self.jobs / str(id))
 

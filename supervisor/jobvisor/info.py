@@ -97,7 +97,7 @@ class JobInfo(Struct, frozen=True, kw_only=True):
 
     @property
     def job_type(self) -> str:
-        """libvirt's word: bounded when the total is known, else unbounded; completed, failed, cancelled at the end."""
+        """Libvirt's word: bounded when the total is known, else unbounded; completed, failed, cancelled at the end."""
         match self.state:
             case State.COMPLETED:
                 return "completed"
@@ -109,7 +109,7 @@ class JobInfo(Struct, frozen=True, kw_only=True):
 
     @property
     def success(self) -> bool | None:
-        """libvirt gives it to ended jobs only."""
+        """Libvirt gives it to ended jobs only."""
         return self.ok if self.final else None
 
     @property

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Job:
     """Made by Supervisor.start and Supervisor.job; equal to any other handle of the same id."""
 
-    def __init__(self, supervisor: Supervisor, id: int) -> None:  # noqa: A002 - the field's name everywhere
+    def __init__(self, supervisor: Supervisor, id: int) -> None:
         self._supervisor = supervisor
         self.id = id
 
@@ -76,7 +76,7 @@ def checked(info: JobInfo) -> JobInfo:
     return info
 
 
-def describe(id: int, supervisor: Supervisor) -> str:  # noqa: A002
+def describe(id: int, supervisor: Supervisor) -> str:
     """<Job 7 clone running>; without type and state when they cannot be had."""
     try:
         info = supervisor._info(id)

@@ -1,7 +1,7 @@
 """The journal: SQLite, owned by one thread, committed in batches.
 
 A batch that holds an accept or a final state is synced to the disk (synchronous=FULL) before anybody hears of it; one
-that holds only changes of state is not. A commit beside two busy writers takes 125 ms: so nobody else waits for the disk.
+that holds only changes of state is not. A commit beside two busy writers takes 125 ms, so nobody else waits for the disk.
 The job directories hold the truth; a lost journal is rebuilt from them.
 """
 
@@ -30,7 +30,9 @@ CREATE TABLE IF NOT EXISTS jobs (
     ended REAL, request BLOB NOT NULL, notes BLOB NOT NULL, info BLOB
 ) STRICT;
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs(state, id);
-CREATE TABLE IF NOT EXISTS resources (job INTEGER NOT NULL, path TEXT NOT NULL, PRIMARY KEY (path, job)) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS resources (
+    job INTEGER NOT NULL, path TEXT NOT NULL, PRIMARY KEY (path, job)
+) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS resources_by_job ON resources(job);
 CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY, job INTEGER NOT NULL, content BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -76,7 +78,10 @@ class Journal:
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=10)
         try:
             os.chmod(self.path, 0o600)
-            stamp, version = db.execute("PRAGMA application_id").fetchone()[0], db.execute("PRAGMA user_version").fetchone()[0]
+            stamp, version = (
+                db.execute("PRAGMA application_id").fetchone()[0],
+                db.execute("PRAGMA user_version").fetchone()[0],
+            )
             if not self.is_new and os.path.getsize(self.path) and stamp != APPLICATION_ID:
                 raise JournalError(self.path, "is a database of another program; it was left alone")
             if version > SCHEMA_VERSION:

@@ -63,7 +63,9 @@ class Orphan:
 
     def _collect(self) -> None:
         """Kill what the worker left. Its session cannot be taken by others while a process of it lives."""
-        strays = [int(name) for name in os.listdir("/proc") if name.isdigit() and belongs(int(name), self.pid, self._job)]
+        strays = [
+            int(name) for name in os.listdir("/proc") if name.isdigit() and belongs(int(name), self.pid, self._job)
+        ]
         for pid in strays:
             try:
                 os.kill(pid, signal.SIGKILL)

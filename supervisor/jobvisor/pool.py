@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -18,11 +18,16 @@ from jobvisor_workers.protocol import (
     VERSION,
     Abort,
     Acknowledge,
+    Continued,
     Exit,
+    Exited,
+    Refused,
     Report,
     Resume,
     Signal,
     Spawn,
+    Started,
+    Stopped,
     Suspend,
     ToZygote,
     decode_reports,
@@ -33,15 +38,26 @@ from jobvisor_workers.protocol import (
 PIPE_READ = 65536
 
 
-class Listener:
+class Listener(Protocol):
     """What the pool tells; all on the pump."""
 
-    def reported(self, job: int, report: Report) -> None: ...
-    def stopped(self, job: int, outsider: bool) -> None: ...
-    def continued(self, job: int, outsider: bool) -> None: ...
-    def exited(self, job: int, told: Exit | None) -> None: ...
-    def refused(self, job: int, message: str) -> None: ...
-    def zygote_lost(self, jobs: list[int]) -> None: ...
+    def reported(self, job: int, report: Report) -> None:
+        """The worker's newest word on where it is."""
+
+    def stopped(self, job: int, outsider: bool) -> None:
+        """Every thread of the job was seen stopped."""
+
+    def continued(self, job: int) -> None:
+        """The job goes on."""
+
+    def exited(self, job: int, told: Exit | None) -> None:
+        """No process of the job is left; `told` is None when no zygote saw the end."""
+
+    def refused(self, job: int, message: str) -> None:
+        """No worker could be forked."""
+
+    def zygote_lost(self, jobs: list[int]) -> None:
+        """The zygote of these jobs died; they may live on."""
 
 
 class Process:
@@ -113,6 +129,15 @@ class Pool:
     def __contains__(self, job: int) -> bool:
         return job in self._processes
 
+    @property
+    def busy(self) -> bool:
+        """True while any job has, or is about to get, a process."""
+        return bool(self._processes)
+
+    def starting(self) -> bool:
+        """True while a zygote has not said hello yet."""
+        return any(zygote.hello is None and not zygote.gone for zygote in self._zygotes)
+
     def pids(self) -> dict[int, int]:
         return {job: process.pid for job, process in self._processes.items() if process.pid is not None}
 
@@ -133,7 +158,10 @@ class Pool:
         process.zygote, process.pid = None, pid
 
         def say(what: Literal["stopped", "continued"], outsider: bool) -> None:
-            (self._listener.stopped if what == "stopped" else self._listener.continued)(job, outsider)
+            if what == "stopped":
+                self._listener.stopped(job, outsider)
+            else:
+                self._listener.continued(job)
 
         process.orphan = Orphan(self._pump, job, pid, pidfd, say, lambda: self._over(process, None))
         if process.pipe is None and pipe is not None:
@@ -180,8 +208,6 @@ class Pool:
     # --- what arrives ----------------------------------------------------------------------------------------
 
     def _received(self, zygote: Zygote, message: object, descriptor: int | None) -> None:
-        from jobvisor_workers.protocol import Continued, Exited, Refused, Started, Stopped
-
         match message:
             case Started(job=job, pid=pid):
                 process = self._processes.setdefault(job, Process(job, zygote))
@@ -190,8 +216,8 @@ class Pool:
                     self._watch_pipe(process, descriptor)
             case Stopped(job=job, outsider=outsider):
                 self._listener.stopped(job, outsider)
-            case Continued(job=job, outsider=outsider):
-                self._listener.continued(job, outsider)
+            case Continued(job=job):
+                self._listener.continued(job)
             case Exited(job=job, exit=told):
                 self._over(self._processes.setdefault(job, Process(job, zygote)), told)
             case Refused(job=job, message=text):

@@ -24,6 +24,7 @@ class Notes(Struct, omit_defaults=True):
     owner_uid: int = 0
     abort: bool = False
     force: bool = False
+    late: bool = False
     held: bool = False
     keys: dict[str, tuple[str, str]] = {}
     resources: list[str] = []

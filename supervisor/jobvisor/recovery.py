@@ -19,6 +19,8 @@ from jobvisor_workers.settle import claim_of, read_life, settle
 
 #: Ways to be killed that are the program's own doing.
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGSYS, signal.SIGTRAP}
+#: How much of the end of a log is kept, bytes.
+LOG_KEPT = 1 << 20
 POLITE = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
@@ -70,8 +72,14 @@ def void(directory: str) -> bool:
         os.close(life)
 
 
-def conclude(directory: str, base: JobInfo, told: Exit | None, *, asked: bool, rebooted: bool = False) -> JobInfo:
-    """The final info of a job whose processes are gone. `asked`: an abort was requested; `told`: the zygote's notice."""
+def conclude(
+    directory: str, base: JobInfo, told: Exit | None, *, asked: bool, late: bool = False, rebooted: bool = False
+) -> JobInfo:
+    """The final info of a job whose processes are gone.
+
+    `told`: the zygote's notice; `asked`: an abort was requested; `late`: the time limit was over.
+    """
+    _shorten_log(directory)
     result = _read(directory, "result", decode_result)
     exit_ = told or _read(directory, "exit", decode_exit)
     life = read_life(directory)
@@ -83,7 +91,8 @@ def conclude(directory: str, base: JobInfo, told: Exit | None, *, asked: bool, r
         changes |= {"exit_status": exit_.status, "signal": exit_.signal, "rusage": exit_.rusage}
     if result:
         changes |= _progress(result)
-    changes |= _verdict(result, exit_, commit, asked=asked, rebooted=rebooted, job=base.id)
+    late = late or bool(exit_ and exit_.asked == "time-limit")
+    changes |= _verdict(result, exit_, commit, asked=asked, late=late, rebooted=rebooted, job=base.id)
     if changes["state"] is State.COMPLETED and base.data_total is not None and not result:
         changes |= {"data_processed": base.data_total, "data_remaining": 0}
     started = base.started or base.created
@@ -106,14 +115,21 @@ def _progress(result: Result) -> dict[str, Any]:
 
 
 def _verdict(
-    result: Result | None, exit_: Exit | None, commit: Commit | None, *, asked: bool, rebooted: bool, job: int
+    result: Result | None,
+    exit_: Exit | None,
+    commit: Commit | None,
+    *,
+    asked: bool,
+    late: bool,
+    rebooted: bool,
+    job: int,
 ) -> dict[str, Any]:
     asked = asked or bool(exit_ and exit_.asked == "abort")
     if result and result.outcome == "completed":
         return {"state": State.COMPLETED, "result": result.result}
     if commit:
         return {"state": State.COMPLETED, "result": commit.result}
-    if exit_ and exit_.asked == "time-limit":
+    if late:
         return _failed(Cause.TIME_LIMIT, f"job {job} was ended by its time limit")
     if result and result.outcome == "aborted":
         sender = result.sender
@@ -141,9 +157,16 @@ def _verdict(
         return _failed(Cause.CRASHED, f"the worker crashed ({name}); see its log")
     who = EndedBy("outsider")
     if exit_.signal in POLITE:
-        return {"state": State.ABORTED, "cause": Cause.OUTSIDER_SIGNAL, "errmsg": f"{name} from outside", "ended_by": who}
+        return {
+            "state": State.ABORTED,
+            "cause": Cause.OUTSIDER_SIGNAL,
+            "errmsg": f"{name} from outside",
+            "ended_by": who,
+        }
     if exit_.signal == signal.SIGKILL:
-        return _failed(Cause.KILLED, "the worker was killed (SIGKILL) by somebody else, or for want of memory") | {"ended_by": who}
+        return _failed(Cause.KILLED, "the worker was killed (SIGKILL) by somebody else, or for want of memory") | {
+            "ended_by": who
+        }
     return _failed(Cause.OUTSIDER_SIGNAL, f"the worker was ended by {name} from outside") | {"ended_by": who}
 
 
@@ -158,6 +181,21 @@ def _read(directory: str, name: str, decode: Any) -> Any:
             return decode(file.read())
     except (FileNotFoundError, msgspec.DecodeError):
         return None
+
+
+def _shorten_log(directory: str) -> None:
+    path = os.path.join(directory, "log")
+    try:
+        if os.path.getsize(path) <= LOG_KEPT:
+            return
+        with open(path, "r+b") as file:
+            file.seek(-LOG_KEPT, os.SEEK_END)
+            tail = file.read()
+            file.seek(0)
+            file.write(tail)
+            file.truncate()
+    except FileNotFoundError:
+        pass
 
 
 def _newest(directory: str) -> float:

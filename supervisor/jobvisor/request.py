@@ -76,7 +76,7 @@ def build(job: JobType | str, args: Mapping[str, Any], options: Options) -> tupl
 
 
 def resolve(name: str, fields: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """path → (key, access) of each declared resource that can be identified now."""
+    """Path → (key, access) of each declared resource that can be identified now."""
     keys: dict[str, tuple[str, str]] = {}
     for field, resource in registry.get(name).resources().items():
         path = fields.get(field)

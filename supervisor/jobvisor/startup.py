@@ -10,13 +10,14 @@ import time
 
 import msgspec
 
-from jobvisor import recovery, spawner, store
-from jobvisor.engine import Engine, needs_of
+from jobvisor import ending, entering, recovery, spawner, store
+from jobvisor.engine import Engine
 from jobvisor.events import RING
 from jobvisor.info import JobInfo
-from jobvisor.record import Notes, Record
+from jobvisor.record import Notes
 from jobvisor.request import resolve
 from jobvisor.states import State
+from jobvisor.watching import adopt
 from jobvisor_workers.protocol import Request, decode_request
 from jobvisor_workers.registry import UnknownType
 from jobvisor_workers.settle import read_life
@@ -32,9 +33,7 @@ def load(engine: Engine) -> None:
     for zygote in spawner.find(str(engine.home.run)):
         engine.pool.take(zygote)
     for request, notes in live:
-        record = Record(request, notes, os.path.join(engine.home.job(request.id), "log"))
-        engine.records[record.id] = record
-        engine.schedule.enter(record.id, needs_of(notes))
+        engine.admit(request, notes)
 
 
 def resume(engine: Engine) -> None:
@@ -44,7 +43,7 @@ def resume(engine: Engine) -> None:
         known = record.id in engine.pool
         if not known and isinstance(found, recovery.Unclaimed):
             if record.notes.abort:
-                engine.void(record)
+                ending.void(engine, record)
             elif not record.notes.held:
                 engine.schedule.release(record.id)
             continue
@@ -58,11 +57,11 @@ def resume(engine: Engine) -> None:
             if record.notes.abort:
                 engine.pool.abort(record.id, engine.grace, force=record.notes.force)
         elif isinstance(found, recovery.Alive):
-            engine.adopt(record, found)
+            adopt(engine, record, found)
         else:
-            engine.exited(record.id, None)
+            ending.conclude(engine, record, None)
     engine.pool.attach()
-    engine.run_queue()
+    entering.run_queue(engine)
 
 
 def _read(db: sqlite3.Connection, engine: Engine) -> list[tuple[Request, Notes]]:

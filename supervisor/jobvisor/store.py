@@ -76,7 +76,7 @@ def final(
     db: sqlite3.Connection,
     *,
     states: Sequence[str] = (),
-    type: str | None = None,  # noqa: A002 - the field's name everywhere
+    type: str | None = None,
     resource: str | None = None,
     limit: int | None = None,
 ) -> list[JobInfo]:
@@ -109,7 +109,8 @@ def ended_before(db: sqlite3.Connection, time: float) -> list[int]:
 def surplus(db: sqlite3.Connection, keep: int) -> list[int]:
     """The final jobs beyond the newest `keep`."""
     return [
-        row[0] for row in db.execute("SELECT id FROM jobs WHERE info IS NOT NULL ORDER BY id DESC LIMIT -1 OFFSET ?", (keep,))
+        row[0]
+        for row in db.execute("SELECT id FROM jobs WHERE info IS NOT NULL ORDER BY id DESC LIMIT -1 OFFSET ?", (keep,))
     ]
 
 

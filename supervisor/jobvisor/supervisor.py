@@ -68,7 +68,7 @@ class Supervisor:
         )
         return Job(self, self._core.start(job, options, args).result().id)
 
-    def job(self, id: int) -> Job:  # noqa: A002 - the field's name everywhere
+    def job(self, id: int) -> Job:
         """A handle. Raises NoSuchJob."""
         return Job(self, self._core.info(id).result().id)
 
@@ -76,7 +76,7 @@ class Supervisor:
         self,
         *,
         state: State | str | Iterable[State | str] | None = None,
-        type: str | None = None,  # noqa: A002 - the field's name everywhere
+        type: str | None = None,
         resource: str | None = None,
         limit: int | None = None,
     ) -> list[JobInfo]:
@@ -132,10 +132,10 @@ class Supervisor:
 
     # --- for Job ---------------------------------------------------------------------------------------------
 
-    def _info(self, id: int) -> JobInfo:  # noqa: A002
+    def _info(self, id: int) -> JobInfo:
         return self._core.info(id).result()
 
-    def _wait(self, id: int, timeout: float | None, until: State | None) -> JobInfo | None:  # noqa: A002
+    def _wait(self, id: int, timeout: float | None, until: State | None) -> JobInfo | None:
         """None when the time was over."""
         future, waiter = self._core.wait(id, until)
         try:
@@ -144,11 +144,11 @@ class Supervisor:
             self._core.unwait(id, waiter)
             return None
 
-    def _verb(self, verb: Verb, id: int, *, wait: bool, force: bool = False) -> JobInfo:  # noqa: A002
+    def _verb(self, verb: Verb, id: int, *, wait: bool, force: bool = False) -> JobInfo:
         return self._core.verb(verb, id, wait=wait, force=force).result()
 
-    def _retry(self, id: int) -> Job:  # noqa: A002
+    def _retry(self, id: int) -> Job:
         return Job(self, self._core.retry(id).result().id)
 
-    def _forget(self, id: int) -> None:  # noqa: A002
+    def _forget(self, id: int) -> None:
         self._core.forget(id).result()

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 
 import msgspec
 
-from jobvisor import store
+from jobvisor import ending, entering, store
 from jobvisor.engine import Engine
 from jobvisor.errors import UsageError, WrongState
 from jobvisor.info import JobInfo
@@ -24,7 +24,7 @@ from jobvisor_workers import registry
 from jobvisor_workers.protocol import Request
 
 
-def suspend(engine: Engine, id: int, wait: bool) -> Future[JobInfo]:  # noqa: A002 - the field's name everywhere
+def suspend(engine: Engine, id: int, wait: bool) -> Future[JobInfo]:
     """Stop every process of the job. Types that a stop would harm say so by can_suspend."""
     return _on(engine, id, Verb.SUSPEND, lambda record: _suspend(engine, record, wait))
 
@@ -38,13 +38,13 @@ def _suspend(engine: Engine, record: Record, wait: bool) -> Future[JobInfo]:
         record.reason = "held"
         engine.schedule.hold(id)
         engine.note(record)
-        engine.changed(record)
+        engine.announce(record)
         return _done(record)
     _when_claimed(record, lambda: engine.pool.suspend(id))
     return _until(engine, record, Verb.SUSPEND, wait, lambda job: job.state is State.SUSPENDED)
 
 
-def resume(engine: Engine, id: int, wait: bool) -> Future[JobInfo]:  # noqa: A002
+def resume(engine: Engine, id: int, wait: bool) -> Future[JobInfo]:
     """Let the job go on; a queued one that was held may start again."""
     return _on(engine, id, Verb.RESUME, lambda record: _resume(engine, record, wait))
 
@@ -55,14 +55,14 @@ def _resume(engine: Engine, record: Record, wait: bool) -> Future[JobInfo]:
         record.reason = None
         engine.schedule.release(record.id)
         engine.note(record)
-        engine.changed(record)
-        engine.run_queue()
+        engine.announce(record)
+        entering.run_queue(engine)
         return _done(record)
     engine.pool.resume(record.id)
     return _until(engine, record, Verb.RESUME, wait, lambda job: job.state is not State.SUSPENDED)
 
 
-def abort(engine: Engine, id: int, wait: bool, force: bool = False) -> Future[JobInfo]:  # noqa: A002
+def abort(engine: Engine, id: int, wait: bool, force: bool = False) -> Future[JobInfo]:
     """End the job: TERM, and KILL after the grace period; `force`: KILL now. True when its last process is gone."""
     return _on(engine, id, Verb.ABORT, lambda record: _abort(engine, record, wait, force))
 
@@ -73,15 +73,15 @@ def _abort(engine: Engine, record: Record, wait: bool, force: bool) -> Future[Jo
     record.notes.force = record.notes.force or force
     engine.note(record)
     if record.move(State.ABORTING):
-        engine.changed(record)
+        engine.announce(record)
     if queued:
-        engine.void(record)
+        ending.void(engine, record)
     elif not record.concluding:
         engine.pool.abort(record.id, engine.grace, force=force)
     return _until(engine, record, Verb.ABORT, wait, lambda job: job.state.final)
 
 
-def complete(engine: Engine, id: int, wait: bool) -> Future[JobInfo]:  # noqa: A002
+def complete(engine: Engine, id: int, wait: bool) -> Future[JobInfo]:
     """Tell a two-phase job that is ready to finish."""
 
     def do(record: Record) -> Future[JobInfo]:
@@ -91,7 +91,7 @@ def complete(engine: Engine, id: int, wait: bool) -> Future[JobInfo]:  # noqa: A
     return _on(engine, id, Verb.COMPLETE, do)
 
 
-def retry(engine: Engine, id: int) -> Future[JobInfo]:  # noqa: A002
+def retry(engine: Engine, id: int) -> Future[JobInfo]:
     """A new job like this one, with retry_of; resolves to its info when it is durable."""
 
     def again(found: tuple[Request, Notes]) -> tuple[Request, Notes]:
@@ -99,21 +99,23 @@ def retry(engine: Engine, id: int) -> Future[JobInfo]:  # noqa: A002
 
         request, _ = found
         if registry.get(request.type).retry == "never":
-            raise UsageError(f"cannot retry job {id}: jobs of type {request.type} are never to be repeated as they were")
+            raise UsageError(
+                f"cannot retry job {id}: jobs of type {request.type} are never to be repeated as they were"
+            )
         known = msgspec.structs.asdict(request)
         options = Options(**{name: known[name] for name in Options.__struct_fields__})
         fresh, notes = build(request.type, request.args, options)
         return msgspec.structs.replace(fresh, umask=request.umask, retry_of=id), notes
 
     def start(fresh: tuple[Request, Notes]) -> Future[JobInfo]:
-        return engine.pump.submit(lambda: engine.start(*fresh))
+        return engine.pump.submit(lambda: entering.start(engine, *fresh))
 
     _check_final(engine, id, Verb.RETRY)
     looked_up = engine.journal.post(lambda db: _retryable(again(store.request_of(db, id)), store.info(db, id)))
     return _chain(looked_up, start)
 
 
-def forget(engine: Engine, id: int) -> Future[None]:  # noqa: A002
+def forget(engine: Engine, id: int) -> Future[None]:
     """Remove all that is known of a final job."""
     _check_final(engine, id, Verb.FORGET)
     engine.recent.pop(id, None)
@@ -131,9 +133,7 @@ def forget(engine: Engine, id: int) -> Future[None]:  # noqa: A002
     return engine.journal.post(work)
 
 
-def _on(
-    engine: Engine, id: int, verb: Verb, do: Callable[[Record], Future[JobInfo]]  # noqa: A002
-) -> Future[JobInfo]:
+def _on(engine: Engine, id: int, verb: Verb, do: Callable[[Record], Future[JobInfo]]) -> Future[JobInfo]:
     """Raises WrongState; a job that is not live is looked up to say in which state it is, or that there is none."""
     record = engine.records.get(id)
     if record is None:
@@ -148,7 +148,7 @@ def _refuse(verb: Verb, info: JobInfo) -> JobInfo:
     raise WrongState(info.id, info.state, verb, ALLOWED[info.state])
 
 
-def _check_final(engine: Engine, id: int, verb: Verb) -> None:  # noqa: A002
+def _check_final(engine: Engine, id: int, verb: Verb) -> None:
     if id in engine.records:
         state = engine.records[id].state
         raise WrongState(id, state, verb, ALLOWED[state])
@@ -167,14 +167,10 @@ def _when_claimed(record: Record, call: Callable[[], None]) -> None:
         record.when_claimed.append(call)
 
 
-def _until(
-    engine: Engine, record: Record, verb: Verb, wait: bool, met: Callable[[Record], bool]
-) -> Future[JobInfo]:
+def _until(engine: Engine, record: Record, verb: Verb, wait: bool, met: Callable[[Record], bool]) -> Future[JobInfo]:
     if not wait:
         return _done(record)
-    return engine.wait(
-        record.id, Waiter(met, lambda job: WrongState(job.id, job.state, verb, ALLOWED[job.state]))
-    )
+    return engine.wait(record.id, Waiter(met, lambda job: WrongState(job.id, job.state, verb, ALLOWED[job.state])))
 
 
 def _done(record: Record) -> Future[JobInfo]:

@@ -155,3 +155,12 @@ def test_what_passes_by_itself_is_outlasted(disk: Path, monkeypatch: pytest.Monk
         assert qemu_locks.take(passing, WRITE)
         monkeypatch.setattr("jobvisor_workers.qemu_locks.time.sleep", lambda _: os.close(passing))
         assert qemu_locks.take(ours, WRITE)
+
+
+def test_who_steps_back_leaves_no_byte_behind(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free at the probe, opposed after taking: two that take at once."""
+    answers = iter([False, True])
+    monkeypatch.setattr(qemu_locks, "_opposed", lambda fd, access: next(answers, True))
+    with opened(disk, WRITE) as fd:
+        assert not qemu_locks.take(fd, WRITE)
+        assert "lock:" not in Path(f"/proc/self/fdinfo/{fd}").read_text()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jobvisor_workers.worker import Worker
 
 
-def open_chain(worker: Worker, path: str, format: str | None, doing: str) -> list[Image]:  # noqa: A002
+def open_chain(worker: Worker, path: str, format: str | None, doing: str) -> list[Image]:
     """The locked volume `path` as an image, and below it its backing files, nearest first.
 
     Those not yet locked are asked for (READ), and their descriptors in the result are closed: it is good for use when
@@ -72,7 +72,7 @@ def _path_of_backing(overlay: Image, doing: str) -> str:
     return os.path.join(os.path.realpath(directory), last)
 
 
-def _look_below(worker: Worker, path: str, format: str | None, doing: str) -> Image:  # noqa: A002
+def _look_below(worker: Worker, path: str, format: str | None, doing: str) -> Image:
     if worker.is_locked(path):
         return qemu_img.look(worker, path, worker.volume(path).fd, format, doing)
     try:

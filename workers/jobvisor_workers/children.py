@@ -20,7 +20,7 @@ from jobvisor_workers.signals import fresh_child, group_stop
 
 #: The mark by which a process is known as part of a job, wherever it went.
 MARK = "JOBVISOR_JOB"
-#: A group TERM may reach the child before the worker hears of it: so long does a killed child wait for the abort, seconds.
+#: A group TERM may reach the child before the worker hears of it: so long is an abort waited for, seconds.
 ABORT_MAY_FOLLOW = 0.2
 #: Seconds between two looks whether somebody stopped the child alone, and calls of on_tick.
 TICK = 0.1

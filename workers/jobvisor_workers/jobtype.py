@@ -20,7 +20,7 @@ import enum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import NODEFAULT, Meta, Struct
 from msgspec import inspect as msginspect
 
 if TYPE_CHECKING:
@@ -100,9 +100,7 @@ class JobType(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type")
     @classmethod
     def resources(cls) -> dict[str, Resource]:
         """The fields that name resources, in the order of declaration."""
-        return {
-            argument.name: argument.resource for argument in arguments(cls) if argument.resource is not None
-        }
+        return {argument.name: argument.resource for argument in arguments(cls) if argument.resource is not None}
 
 
 class Argument(Struct, frozen=True):
@@ -140,7 +138,7 @@ def arguments(job_type: type[JobType]) -> Iterator[Argument]:
                 kind = "int"
             case msginspect.FloatType():
                 kind = "float"
-        default = None if field.default is msginspect.NODEFAULT else field.default
+        default = None if field.default is NODEFAULT else field.default
         yield Argument(field.name, description, field.required, default, choices, kind, resource)
 
 

@@ -1,7 +1,7 @@
 """How a worker ends: the one atexit handler that was registered before all others, and therefore runs last.
 
-It writes the result and ends the process at once: module teardown costs five times the fork. Imports nothing of ours, so
-that `program` can register it before any other module registers a handler of its own.
+It writes the result and ends the process at once: module teardown costs five times the fork. Imports nothing of ours,
+so that `program` can register it before any other module registers a handler of its own.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Outputs: nothing half-made is ever visible.
 
 A new file has no name (O_TMPFILE in the target's directory) until the whole job is done; SIGKILL before leaves nothing,
-with no cleanup code at all. Where a name is needed (no O_TMPFILE, --replace) `.jobvisor-<id>-…` is written into the life file
-before it is made, so that recovery removes it whoever dies.
+with no cleanup code at all. Where a name is needed (no O_TMPFILE, --replace) `.jobvisor-<id>-…` is written into the life
+file before it is made, so that recovery removes it whoever dies.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
 class Output:
     """A file in the making; `fd` is open for reading and writing, `path` names it for this process and its children."""
 
-    def __init__(
-        self, path: str, job: int, *, mode: int, replace: bool, record: Callable[[Temporary], None]
-    ) -> None:
+    def __init__(self, path: str, job: int, *, mode: int, replace: bool, record: Callable[[Temporary], None]) -> None:
         """`mode`: permission bits, already masked; `record` writes a name into the life file before it is made."""
         self.target = os.path.realpath(path) if replace else path
         self.replace = replace
@@ -41,7 +39,7 @@ class Output:
             raise from_os_error(error, f"create {path} in {self.directory_path}")
         try:
             if not replace and self._exists():
-                raise JobError(f"cannot create {path}: it exists already; choose another name, or add --replace")
+                raise JobError(f"cannot create {path}: it exists already; choose another name")
             self.fd = self._open(path)
             os.fchmod(self.fd, mode)
         except BaseException:

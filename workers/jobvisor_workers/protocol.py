@@ -1,11 +1,11 @@
 """What the processes of jobvisor say to each other: JSON, one message per line or packet.
 
 Pipe, worker → supervisor: `Report`. It is a whole snapshot each time, so that any of them may be dropped when the
-pipe is full: the latest one tells everything. At most PIPE_BUF (4096) bytes, so that a line is written whole or not at all.
+pipe is full: the latest one tells everything. At most PIPE_BUF (4096) bytes: a line is written whole or not at all.
 
 Socket, supervisor ↔ zygote (SOCK_SEQPACKET): `ToZygote` and `FromZygote` below.
 
-Files in jobs/<id>/: `Request` (request), `Claim`, `Temporary` and `Commit` (lines of life), `Result` (result), `Exit` (exit).
+Files in jobs/<id>/: `Request` (request); `Claim`, `Temporary`, `Commit` (lines of life); `Result` (result); `Exit` (exit).
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def probe(fd: int) -> str:
     return next((name for name, offset, magic in MAGIC if head[offset:].startswith(magic)), "raw")
 
 
-def look(worker: Worker, path: str, fd: int, format: str | None, doing: str) -> Image:  # noqa: A002
+def look(worker: Worker, path: str, fd: int, format: str | None, doing: str) -> Image:
     """What an image says of itself, its backing file and data untouched. `format`: None to probe.
 
     `doing` begins the error, like "clone /v/a.qcow2". Raises JobError when it is not what it seems to be.
@@ -254,16 +254,18 @@ def convert(
         raise _failure(finished, doing)
 
 
-def send(worker: Worker, chain: Sequence[Image], socket: int, doing: str) -> None:
+def send(worker: Worker, chain: Sequence[Image], socket: int, *, doing: str, on_tick: Callable[[], None]) -> None:
     """Write what the guest sees, in order and without its zeroes, to the NBD server at the other end of `socket`."""
     server = {"driver": "nbd", "server": {"type": "fd", "str": str(socket)}}
-    argv = ["qemu-img", "convert", "-n", "--target-is-zero", "-S", "1M", "-O", "raw", _named(_node(chain))]
-    finished = worker.child([*argv, _named({"driver": "raw", "file": server})], descriptors=[socket])
+    argv = ["qemu-img", "convert", "-n", "--target-is-zero", "-S", "1M", "-O", "raw"]
+    argv += ["-r", str(worker.bandwidth)] if worker.bandwidth else []
+    ends = _named(_node(chain)), _named({"driver": "raw", "file": server})
+    finished = worker.child([*argv, *ends], descriptors=[socket], on_tick=on_tick)
     if finished.status:
         raise _failure(finished, doing)
 
 
-def rename_backing(worker: Worker, target: int, format: str, backing: tuple[str, str], doing: str) -> None:  # noqa: A002
+def rename_backing(worker: Worker, target: int, format: str, backing: tuple[str, str], doing: str) -> None:
     """Record another name of the same backing file."""
     node = _named({"driver": format, "file": _file(target), "backing": None})
     argv = ["qemu-img", "rebase", "-q", "-u", "-b", backing[0], "-F", backing[1], node]

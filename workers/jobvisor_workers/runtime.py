@@ -18,6 +18,7 @@ import msgspec
 
 from jobvisor_workers import leave, registry, signals
 from jobvisor_workers.errors import BadArgument, Held, JobError, from_os_error
+from jobvisor_workers.holders import WORKER_NAME
 from jobvisor_workers.progress import Reporter
 from jobvisor_workers.protocol import (
     Claim,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 NOT_MINE = 75
 #: A plan that asks for another lock each time it looks is a defect, or somebody rewrites the chain without end.
 PLANS_MAX = 20
+
 
 class LastWord:
     """What the result file will say; `leave` calls it at the very end."""
@@ -195,9 +197,8 @@ def _declared(job: JobType, request: Request) -> dict[tuple[str, Access], None]:
             if key.startswith("new:"):
                 continue
             if not replace:
-                raise JobError(
-                    f"cannot {request.type} to {path}: it exists already; choose another name, or add --replace"
-                )
+                advice = ", or add --replace" if hasattr(job, "replace") else ""
+                raise JobError(f"cannot {request.type} to {path}: it exists already; choose another name{advice}")
         wanted[path, resource.access] = None
     return wanted
 
@@ -253,7 +254,7 @@ def _own_log(directory: int) -> None:
 def _name_process(job: int) -> None:
     """So that ps, and whoever meets its lock, sees which job this is (15 bytes at most)."""
     with open("/proc/self/comm", "w") as file:
-        file.write(f"job:{job}")
+        file.write(f"{WORKER_NAME}{job}")
 
 
 def _be_nice(request: Request) -> None:
@@ -269,4 +270,3 @@ def _be_nice(request: Request) -> None:
             psutil.Process().ionice(ionice)
     except (PermissionError, psutil.AccessDenied):
         raise BadArgument(f"cannot run {request.type} with nice {request.nice}: only root may go below 0")
-

@@ -2,8 +2,8 @@
 
 TERM, INT and HUP are blocked in every thread; one daemon thread takes them with sigwaitinfo, which alone tells the
 sender. It then raises SystemExit in the main thread by a real-time signal, and again at jittered intervals until the
-top of the program is reached: Python swallows exceptions raised in __del__ and weakref callbacks (a single shot left
-16 of 40 loops that lived in __del__; jittered repetition 40 of 40, a fixed period ran in step with the loop and failed).
+top of the program is reached: Python swallows exceptions raised in __del__ and weakref callbacks. A single shot ended
+16 of 40 loops that lived in __del__, jittered repetition 40 of 40; a fixed period ran in step with the loop and failed.
 """
 
 from __future__ import annotations

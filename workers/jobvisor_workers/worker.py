@@ -109,7 +109,8 @@ class Worker:
         descriptors: Sequence[int] = (),
     ) -> children.Finished:
         """Run a program in this job: it shares stops and ends, and holds the locks as long as it lives."""
-        inherited = {*descriptors, *(lock.fd for lock in self.locks), *(out.fd for out in self.outputs if out.fd >= 0)}
+        locked = (descriptor for lock in self.locks for descriptor in lock.descriptors)
+        inherited = {*descriptors, *locked, *(output.fd for output in self.outputs if output.fd >= 0)}
 
         def tick() -> None:
             if on_tick:

@@ -99,7 +99,7 @@ class Zygote:
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._drain_stops)
         self._follow_at: float | None = None
-        self._stopped_with_peer = False
+        self._stopped_with_peer: set[int] | None = None
 
     def serve(self) -> Spawned | None:
         self._accept()
@@ -189,7 +189,11 @@ class Zygote:
         self._selector.modify(self.peer, selectors.EVENT_READ, self._receive)
 
     def _obey(self, packet: bytes, descriptor: int | None) -> None:
-        message = decode_to_zygote(packet)
+        try:
+            message = decode_to_zygote(packet)
+        except msgspec.DecodeError as error:  # of a supervisor whose version is not ours
+            print(f"jobvisor: not understood: {error}: {packet[:200]!r}", file=sys.stderr)
+            return
         if isinstance(message, Spawn):
             self._spawn(message, descriptor)
             return
@@ -319,7 +323,7 @@ class Zygote:
             settle(read_life(child.directory))
 
     def _strays_of(self, child: Child) -> bool:
-        """Kill and reap what the worker left; it is all ours, since this process is the subreaper. True: more to come."""
+        """Kill and reap what the worker left: all of it came to this process, the subreaper. True: more to come."""
         leaders = {other.pid for other in self.children.values()}
         while True:
             strays = [
@@ -359,21 +363,20 @@ class Zygote:
         assert self.peer is not None
         pid = struct.unpack("3i", self.peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         stopped = "T" in states(pid)
-        if stopped != self._stopped_with_peer:
-            self._stopped_with_peer = stopped
-            for child in self.children.values():
-                if stopped and not child.control.stopped:
-                    child.control.suspend()
-                elif not stopped and child.control.stopped:
-                    child.control.resume()
+        if stopped and self._stopped_with_peer is None:
+            self._stopped_with_peer = {job for job, child in self.children.items() if not child.control.stopped}
+            for job in self._stopped_with_peer:
+                self.children[job].control.suspend()
+        elif not stopped and self._stopped_with_peer is not None:
+            for job in self._stopped_with_peer & self.children.keys():
+                self.children[job].control.resume()
+            self._stopped_with_peer = None
 
     def _farewell(self) -> None:
-        run = os.open(self.config.run, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.unlink(self.config.socket, dir_fd=run)
-        except FileNotFoundError:
+            os.unlink(os.path.join(self.config.run, self.config.socket))
+        except FileNotFoundError:  # the whole home was removed
             pass
-        os.close(run)
         if self.config.tied and self.config.home:
             import shutil
 

@@ -1,0 +1,131 @@
+"""A job's way in: accepted and durable, queued behind others, forked. All on the pump."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from concurrent.futures import Future
+
+import msgspec
+
+from jobvisor import ending, store
+from jobvisor.engine import Engine, needs_of
+from jobvisor.errors import Busy
+from jobvisor.info import JobInfo
+from jobvisor.record import Notes, Record
+from jobvisor.request import resolve
+from jobvisor.states import Cause, State
+from jobvisor_workers.protocol import Holder, Request
+
+#: A worker that dies before it could claim its job is forked again so often.
+SPAWNS_MAX = 3
+
+
+def start(engine: Engine, request: Request, notes: Notes) -> Future[JobInfo]:
+    """Accept a job: it gets its id here, and the future resolves when it is durable. `request.id` is not used.
+
+    Raises Busy.
+    """
+    engine.check_open()
+    if request.on_conflict == "fail":
+        _refuse_conflict(engine, notes)
+    request = msgspec.structs.replace(request, id=engine.next_id)
+    engine.next_id += 1
+    directory = engine.home.job(request.id)
+    record = engine.admit(request, notes)
+    started: Future[JobInfo] = Future()
+
+    def accepted(error: BaseException | None) -> None:
+        if error:
+            engine.schedule.leave(record.id)
+            del engine.records[record.id]
+            shutil.rmtree(directory, ignore_errors=True)
+            started.set_exception(error)
+            return
+        engine.set_current(notes.owner_uid, record.id)
+        engine.schedule.release(record.id)
+        engine.announce(record)
+        run_queue(engine)
+        started.set_result(record.info())
+
+    written = engine.journal.post(lambda db: store.accept(db, directory, request, notes), durable=True)
+    written.add_done_callback(lambda done: engine.pump.call(lambda: accepted(done.exception())))
+    return started
+
+
+def run_queue(engine: Engine) -> None:
+    """Start what may start, and tell the others what they wait for."""
+    for job in engine.schedule.startable():
+        record = engine.records[job]
+        if record.reason and engine.schedule.needs(job):
+            engine.schedule.hold(job)
+            _resolve_again(engine, record)
+        else:
+            engine.schedule.begin(job)
+            record.reason = None
+            record.move(State.STARTING)
+            engine.announce(record)
+            spawn(engine, record)
+    for job in engine.schedule.queued():
+        _explain(engine, engine.records[job])
+
+
+def spawn(engine: Engine, record: Record) -> None:
+    """Ask the zygote for a worker; again when the one before died before its claim, since nothing was done then."""
+    engine.pool.drop(record.id)
+    if record.spawns >= SPAWNS_MAX:
+        why = f"{record.spawns} workers died before they could begin; see {engine.home.run}/zygote.log"
+        ending.void(engine, record, State.FAILED, Cause.WORKER_LOST, why)
+        return
+    record.spawns += 1
+    try:
+        engine.pool.spawn(record, engine.home.job(record.id), engine.grace)
+    except OSError as error:
+        ending.void(engine, record, State.FAILED, Cause.ERROR, f"cannot start the zygote: {error}")
+
+
+def _refuse_conflict(engine: Engine, notes: Notes) -> None:
+    blocked = engine.schedule.in_the_way(needs_of(notes))
+    if blocked:
+        key, other = blocked
+        raise Busy(_path(notes, key), Holder("job", job=other, pid=engine.pool.pids().get(other)))
+
+
+def _explain(engine: Engine, record: Record) -> None:
+    reason = "held" if record.notes.held else None
+    blocked = engine.schedule.in_the_way(engine.schedule.needs(record.id), record.id)
+    if blocked:
+        reason = f"{_path(record.notes, blocked[0])} is in use by job {blocked[1]}"
+    if reason is not None and reason != record.reason:
+        record.reason = reason
+        engine.announce(record)
+
+
+def _resolve_again(engine: Engine, record: Record) -> None:
+    """It waited: its paths may name other files now. On a thread, since a hung file system must not hang the pump."""
+
+    def work() -> None:
+        try:
+            keys: dict[str, tuple[str, str]] | None = resolve(record.request.type, record.request.args)
+        except Exception:  # whatever is wrong now, the worker says it with the rights it has
+            keys = None
+        engine.pump.call(lambda: done(keys))
+
+    def done(keys: dict[str, tuple[str, str]] | None) -> None:
+        if record.state is not State.QUEUED:
+            return
+        record.reason = None
+        if keys is not None:
+            record.notes.keys = keys
+            resolved = {path: key for path, (key, _) in keys.items()}
+            record.request = msgspec.structs.replace(record.request, resolved=resolved)
+            engine.schedule.replace(record.id, needs_of(record.notes))
+        if not record.notes.held:
+            engine.schedule.release(record.id)
+        run_queue(engine)
+
+    threading.Thread(target=work, name="jobvisor-resolve", daemon=True).start()
+
+
+def _path(notes: Notes, key: str) -> str:
+    return next(path for path, (known, _) in notes.keys.items() if known == key)

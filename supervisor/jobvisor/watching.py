@@ -1,0 +1,130 @@
+"""What the pid pool tells of live jobs: reports, stops, ends, and zygotes that died. On the pump."""
+
+from __future__ import annotations
+
+import time
+
+from jobvisor import ending, entering, recovery
+from jobvisor.engine import Engine
+from jobvisor.orphan import open_worker
+from jobvisor.pool import Listener
+from jobvisor.record import Record
+from jobvisor.states import Cause, State
+from jobvisor_workers.protocol import Exit, Report
+
+#: Between a worker's lock on its life file and its claim in it lie microseconds; seconds until the next look.
+CLAIM_COMES = 0.002
+#: States that follow the worker's own word.
+FOLLOWS = {State.STARTING, State.WAITING, State.RUNNING, State.READY}
+
+
+class Watcher(Listener):
+    """Moves the jobs of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def reported(self, job: int, report: Report) -> None:
+        record = self._engine.records.get(job)
+        if record is None:
+            return
+        before = record.report
+        record.measure(report)
+        if not record.claimed:
+            claimed(self._engine, record)
+        if record.state in FOLLOWS:
+            moved = report.state != "starting" and record.move(State(report.state))
+            told = (before.phase, before.holder, before.warnings) != (report.phase, report.holder, report.warnings)
+            if moved or told:
+                self._engine.announce(record)
+                return
+        self._engine.hub.progress(record.info, job)
+
+    def stopped(self, job: int, outsider: bool) -> None:
+        record = self._engine.records.get(job)
+        if record is None or record.state is State.ABORTING:
+            return
+        record.suspended_by = "outsider" if outsider else "request"
+        if record.move(State.SUSPENDED):
+            record.forget_rate()
+            self._engine.announce(record)
+
+    def continued(self, job: int) -> None:
+        record = self._engine.records.get(job)
+        if record is None or record.state is not State.SUSPENDED:
+            return
+        record.suspended_by = None
+        record.forget_rate()
+        record.move(State(record.report.state))
+        self._engine.announce(record)
+
+    def exited(self, job: int, told: Exit | None) -> None:
+        record = self._engine.records.get(job)
+        if record is None:  # told again after it was written down
+            self._engine.pool.acknowledge(job)
+        else:
+            ending.conclude(self._engine, record, told)
+
+    def refused(self, job: int, message: str) -> None:
+        record = self._engine.records.get(job)
+        if record:
+            self._engine.pool.drop(job)
+            ending.void(self._engine, record, State.FAILED, Cause.ERROR, message)
+
+    def zygote_lost(self, jobs: list[int]) -> None:
+        for job in jobs:
+            record = self._engine.records.get(job)
+            if record and not record.concluding:
+                look_after(self._engine, record)
+
+
+def look_after(engine: Engine, record: Record) -> None:
+    """A job whose worker, if it ever had one, has no zygote: adopt it, conclude it, or fork another."""
+    found = recovery.look(engine.home.job(record.id))
+    if isinstance(found, recovery.Alive):
+        adopt(engine, record, found)
+    elif isinstance(found, recovery.Ended):
+        ending.conclude(engine, record, None)
+    elif record.notes.abort:
+        ending.void(engine, record)
+    else:
+        entering.spawn(engine, record)
+
+
+def adopt(engine: Engine, record: Record, alive: recovery.Alive) -> None:
+    """Watch a worker without its zygote."""
+    directory = engine.home.job(record.id)
+    if alive.claim is None:
+        engine.pump.later(CLAIM_COMES, lambda: look_after(engine, record))
+        return
+    pid = alive.claim.pid
+    pidfd = open_worker(pid, lambda: isinstance(recovery.look(directory), recovery.Alive))
+    if pidfd is None:
+        ending.conclude(engine, record, None)
+        return
+    engine.pool.adopt(record.id, pid, pidfd, alive.claim.pipe)
+    claimed(engine, record)
+    if record.notes.abort:
+        engine.pool.abort(record.id, engine.grace, force=record.notes.force)
+    elif record.request.time_limit:
+        assert record.started is not None
+        left = record.started + record.request.time_limit - time.time()
+        engine.pump.later(max(0.0, left), lambda: _too_late(engine, record))
+
+
+def claimed(engine: Engine, record: Record) -> None:
+    """A worker has the job for certain: what waited for that may go on."""
+    record.claimed = True
+    record.started = record.started or time.time()
+    record.pid = engine.pool.pids().get(record.id)
+    for call in record.when_claimed:
+        call()
+    record.when_claimed.clear()
+
+
+def _too_late(engine: Engine, record: Record) -> None:
+    """The zygote that would have timed it is dead."""
+    if not record.state.final and not record.notes.abort:
+        record.notes.late = True
+        engine.note(record)
+        engine.pool.abort(record.id, engine.grace, force=False)

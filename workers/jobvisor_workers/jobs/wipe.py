@@ -1,0 +1,67 @@
+"""The job type `wipe`."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from jobvisor_workers import jobtype
+from jobvisor_workers.data import overwrite
+from jobvisor_workers.data.passes import PASSES
+from jobvisor_workers.errors import from_os_error
+from jobvisor_workers.jobtype import WRITE, JobType
+from jobvisor_workers.worker import Volume, Worker
+
+#: What an abort would leave is told anew after this part of a pass.
+TOLD_EVERY = 0.02
+
+
+class Wipe(JobType, tag="wipe"):
+    """Overwrite a volume so that its data cannot be read back.
+
+    All bytes of the file or device are overwritten, holes too, and its length stays. An image in another format than
+    raw is no image afterwards. With --algorithm trim nothing is overwritten: the blocks are given back to the
+    filesystem or the device, which may keep the data for long.
+    """
+
+    volume: Annotated[str, jobtype.volume("file or block device to wipe", WRITE)]
+    algorithm: Annotated[
+        Literal[
+            "zero", "nnsa", "dod", "bsi", "gutmann", "schneier", "pfitzner7", "pfitzner33", "random", "trim"
+        ],
+        Meta(description="the passes to make, under libvirt's names"),
+    ] = "zero"
+
+    def plan(self, worker: Worker) -> None:
+        target = worker.volume(self.volume)
+        if reason := overwrite.cow_reason(target.fd):
+            worker.warn(f"old blocks of {self.volume} may live on: {reason}")
+        links = os.fstat(target.fd).st_nlink
+        if target.kind == "file" and links > 1:
+            worker.warn(f"{self.volume} has {links} names (hard links): it is wiped under all of them")
+        if self.algorithm == "trim":
+            worker.warn(f"trim does not overwrite {self.volume}: the storage may keep the old data")
+
+    def run(self, worker: Worker) -> dict[str, Any]:
+        target = worker.volume(self.volume)
+        result = {"algorithm": self.algorithm, "size": target.size, "overwritten": False, "verified": False}
+        try:
+            if self.algorithm == "trim":
+                return result | self._trim(worker, target)
+            return result | self._overwrite(worker, target)
+        except OSError as error:
+            raise from_os_error(error, f"wipe {self.volume}")
+
+    def _trim(self, worker: Worker, target: Volume) -> dict[str, Any]:
+        worker.phase("discard", total=target.size)
+        worker.abort_effect = "partly discarded: some of the old data cannot be read any more, but was not overwritten"
+        overwrite.trim(target.fd, target.size, advance=worker.advance)
+        return {"passes": 0, "discarded": True}
+
+    def _overwrite(self, worker: Worker, target: Volume) -> dict[str, Any]:
+        passes = PASSES[self.algorithm]
+        for number, step in enumerate(passes, 1):
+            ...
+        return {}
