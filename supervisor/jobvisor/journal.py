@@ -1,7 +1,7 @@
 """The journal: SQLite, owned by one thread, committed in batches.
 
 A batch that holds an accept or a final state is synced to the disk (synchronous=FULL) before anybody hears of it; one
-that holds only changes of state is not. A commit beside two busy writers takes 125 ms, so nobody else waits for the disk.
+that holds only changes of state is not. Beside two busy writers a commit takes 125 ms: nobody else waits for the disk.
 The job directories hold the truth; a lost journal is rebuilt from them.
 """
 
@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS jobs (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs(state, id);
 CREATE TABLE IF NOT EXISTS resources (
-    job INTEGER NOT NULL, path TEXT NOT NULL, PRIMARY KEY (path, job)
+    path TEXT NOT NULL, job INTEGER NOT NULL, PRIMARY KEY (path, job)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS resources_by_job ON resources(job);
 CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY, job INTEGER NOT NULL, content BLOB NOT NULL) STRICT;
@@ -92,9 +92,6 @@ class Journal:
                 db.execute(f"PRAGMA application_id={APPLICATION_ID}")
                 db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             db.executescript(SCHEMA)
-            verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if verdict != "ok":
-                raise sqlite3.DatabaseError(verdict)
         except BaseException:
             db.close()
             raise
@@ -135,7 +132,7 @@ class Journal:
                 self._db.execute("ROLLBACK")
             if last or len(works) == 1:
                 if isinstance(error, sqlite3.Error):
-                    error = JournalError(self.path, f"cannot be written: {error}; free some space in its filesystem")
+                    error = JournalError(self.path, f"{error}; {_advice(error)}")
                 for work in works:
                     work.future.set_exception(error)
                 return True
@@ -146,3 +143,9 @@ class Journal:
             else:
                 work.future.set_result(result)
         return True
+
+
+def _advice(error: sqlite3.Error) -> str:
+    if isinstance(error, sqlite3.OperationalError):
+        return "free some space in its filesystem"
+    return "move it away, and it is made anew from the job directories"

@@ -18,7 +18,7 @@ from jobvisor_workers.protocol import Request, decode_request, encode
 decode_notes = msgspec.json.Decoder(Notes).decode
 decode_event = msgspec.json.Decoder(Event).decode
 #: Events kept for those who come late; their jobs' final infos stay longer.
-EVENTS_KEPT = 100_000
+EVENTS_KEPT = 20_000
 
 
 def accept(db: sqlite3.Connection, directory: str, request: Request, notes: Notes) -> None:

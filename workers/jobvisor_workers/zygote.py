@@ -235,6 +235,7 @@ class Zygote:
             self.say(Refused(message.job, f"cannot fork a worker: {error.strerror}"))
             return
         if pid == 0:
+            self._let_go()
             self._spawned = Spawned(request, message.directory, read, write)
             return
         signals.unblock()
@@ -248,6 +249,19 @@ class Zygote:
         self.children[job] = child
         self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._ended(child))
         self.say(Started(job, pid), read)
+
+    def _let_go(self) -> None:
+        """In a fresh worker: nothing of the loop may act later on a descriptor's number, which will mean another file.
+
+        A signal would write its number there (set_wakeup_fd), in the worst case into an image; and a socket or selector
+        that the garbage collector finds closes it.
+        """
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._selector.close()
+        self._listener.close()
+        if self.peer:
+            self.peer.close()
 
     def _import(self, name: str) -> None:
         """Once, before the fork; a type that cannot be imported is the worker's error to report."""
