@@ -18,7 +18,7 @@ def default_home() -> Path:
     """JOBVISOR_HOME, else /var/lib/jobvisor for root, else $XDG_STATE_HOME/jobvisor."""
     named = os.environ.get("JOBVISOR_HOME")
     if named:
-        return Path(named).absolute()
+        return Path(named)
     if os.geteuid() == 0:
         return Path("/var/lib/jobvisor")
     from platformdirs import user_state_path
@@ -34,7 +34,8 @@ class Home:
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         """Raises HomeUnusable, HomeInUse."""
-        self.path = Path(path).absolute() if path is not None else default_home()
+        # Resolved: job directories mark processes, and must be the same however the home is called.
+        self.path = (Path(path) if path is not None else default_home()).resolve()
         self.jobs = self.path / "jobs"
         self.run = self.path / "run"
         self.journal = self.path / "journal.sqlite"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from jobvisor.pump import Pump
-from jobvisor_workers.control import STOPPED, Control, belongs, states
+from jobvisor_workers.control import STOPPED, Control, is_marked, states
 
 #: Seconds between two looks: nobody tells of stops here.
 LOOK = 0.05
@@ -25,12 +25,13 @@ class Orphan:
         job: int,
         pid: int,
         pidfd: int,
+        directory: str,
         say: Callable[[Literal["stopped", "continued"], bool], None],
         ended: Callable[[], None],
     ) -> None:
         self.pid = pid
         self.control = Control(job, pid, say)
-        self._job, self._pump, self._pidfd, self._ended = job, pump, pidfd, ended
+        self._pump, self._pidfd, self._directory, self._ended = pump, pidfd, directory, ended
         self._alive = True
         pump.watch(pidfd, self._died)
         self._timer = pump.later(0, self._look)
@@ -59,22 +60,36 @@ class Orphan:
 
     def _died(self) -> None:
         self.close()
-        self._collect()
+        collect(self._pump, self._directory, self._ended)
 
-    def _collect(self) -> None:
-        """Kill what the worker left. Its session cannot be taken by others while a process of it lives."""
-        strays = [
-            int(name) for name in os.listdir("/proc") if name.isdigit() and belongs(int(name), self.pid, self._job)
-        ]
-        for pid in strays:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        if any(set(states(pid)) - {"Z", "X"} for pid in strays):
-            self._pump.later(COLLECT_AGAIN, self._collect)
-        else:
-            self._ended()
+
+def collect(pump: Pump, directory: str, then: Callable[[], None]) -> None:
+    """Kill what a dead worker left, wherever it went, and go on when nothing is left.
+
+    Known by its mark or, where it was forked without exec, by the worker's life file, which it has open.
+    """
+    strays = [pid for pid in _processes() if is_marked(pid, directory) or _has_open(pid, os.path.join(directory, "life"))]
+    for pid in strays:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    if any(set(states(pid)) - {"Z", "X"} for pid in strays):
+        pump.later(COLLECT_AGAIN, lambda: collect(pump, directory, then))
+    else:
+        then()
+
+
+def _processes() -> list[int]:
+    """All but this one, which opens life files to try their locks."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
+
+
+def _has_open(pid: int, path: str) -> bool:
+    try:
+        return any(os.readlink(f"/proc/{pid}/fd/{fd}") == path for fd in os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return False
 
 
 def open_worker(pid: int, still_alive: Callable[[], bool]) -> int | None:

@@ -152,7 +152,7 @@ class Pool:
             spawn.request = msgspec.Raw(request)
             zygote.say(spawn)
 
-    def adopt(self, job: int, pid: int, pidfd: int, pipe: int | None) -> None:
+    def adopt(self, job: int, pid: int, pidfd: int, pipe: int, directory: str) -> None:
         """Watch a worker that has no zygote any more."""
         process = self._processes.setdefault(job, Process(job, None))
         process.zygote, process.pid = None, pid
@@ -163,8 +163,8 @@ class Pool:
             else:
                 self._listener.continued(job)
 
-        process.orphan = Orphan(self._pump, job, pid, pidfd, say, lambda: self._over(process, None))
-        if process.pipe is None and pipe is not None:
+        process.orphan = Orphan(self._pump, job, pid, pidfd, directory, say, lambda: self._over(process, None))
+        if process.pipe is None:
             self._open_pipe(process, pid, pipe)
         process.orphan.control.signal_leader(signal.SIGUSR1)
 

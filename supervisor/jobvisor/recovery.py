@@ -141,8 +141,8 @@ def _verdict(
         return {"state": State.ABORTED, "cause": Cause.OUTSIDER_SIGNAL, "ended_by": who, "errmsg": text}
     if result and result.failure:
         failure = result.failure
-        if asked and failure.cause == Cause.OUTSIDER_SIGNAL:  # the group's TERM reached a child before the worker
-            return {"state": State.ABORTED}
+        if asked:  # the group's TERM may have reached a child first, whose failure the worker then told
+            return {"state": State.ABORTED, "errmsg": failure.message}
         return _failed(Cause(failure.cause), failure.message) | {"holder": failure.holder}
     if asked:
         return {"state": State.ABORTED}

@@ -17,7 +17,7 @@ from jobvisor.info import JobInfo
 from jobvisor.record import Notes
 from jobvisor.request import resolve
 from jobvisor.states import State
-from jobvisor.watching import adopt
+from jobvisor.watching import look_after
 from jobvisor_workers.protocol import Request, decode_request
 from jobvisor_workers.registry import UnknownType
 from jobvisor_workers.settle import read_life
@@ -56,10 +56,8 @@ def resume(engine: Engine) -> None:
             engine.pool.signal(record.id, signal.SIGUSR1)
             if record.notes.abort:
                 engine.pool.abort(record.id, engine.grace, force=record.notes.force)
-        elif isinstance(found, recovery.Alive):
-            adopt(engine, record, found)
         else:
-            ending.conclude(engine, record, None)
+            look_after(engine, record)
     engine.pool.attach()
     entering.run_queue(engine)
 

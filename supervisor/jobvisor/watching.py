@@ -6,14 +6,14 @@ import time
 
 from jobvisor import ending, entering, recovery
 from jobvisor.engine import Engine
-from jobvisor.orphan import open_worker
+from jobvisor.orphan import collect, open_worker
 from jobvisor.pool import Listener
 from jobvisor.record import Record
 from jobvisor.states import Cause, State
 from jobvisor_workers.protocol import Exit, Report
 
 #: Between a worker's lock on its life file and its claim in it lie microseconds; seconds until the next look.
-CLAIM_COMES = 0.002
+CLAIM_COMES = 0.01
 #: States that follow the worker's own word.
 FOLLOWS = {State.STARTING, State.WAITING, State.RUNNING, State.READY}
 
@@ -84,7 +84,7 @@ def look_after(engine: Engine, record: Record) -> None:
     if isinstance(found, recovery.Alive):
         adopt(engine, record, found)
     elif isinstance(found, recovery.Ended):
-        ending.conclude(engine, record, None)
+        collect(engine.pump, engine.home.job(record.id), lambda: ending.conclude(engine, record, None))
     elif record.notes.abort:
         ending.void(engine, record)
     else:
@@ -100,9 +100,9 @@ def adopt(engine: Engine, record: Record, alive: recovery.Alive) -> None:
     pid = alive.claim.pid
     pidfd = open_worker(pid, lambda: isinstance(recovery.look(directory), recovery.Alive))
     if pidfd is None:
-        ending.conclude(engine, record, None)
+        collect(engine.pump, directory, lambda: ending.conclude(engine, record, None))
         return
-    engine.pool.adopt(record.id, pid, pidfd, alive.claim.pipe)
+    engine.pool.adopt(record.id, pid, pidfd, alive.claim.pipe, directory)
     claimed(engine, record)
     if record.notes.abort:
         engine.pool.abort(record.id, engine.grace, force=record.notes.force)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import shutil
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,11 +53,20 @@ def qcow2(path: Path, content: Path, *options: str) -> Path:
     return path
 
 
-def overlay(path: Path, backing: str, format: str, *writes: str) -> Path:  # noqa: A002
+def overlay(path: Path, backing: str, format: str, *writes: str) -> Path:
     """A qcow2 on top of a backing file, which is named as given."""
     qemu_img("create", "-q", "-f", "qcow2", "-b", backing, "-F", format, path)
     for write in writes:
         subprocess.run(["qemu-io", "-c", f"write {write}", path], check=True, capture_output=True)
+    return path
+
+
+def luks_header(path: Path, size: int) -> Path:
+    """A LUKS1 header as of its on-disk format 1.2.3, all key slots disabled; making a real one takes seconds."""
+    slots = b"".join(struct.pack(">II32sII", 0xDEAD, 0, b"", 8 + 512 * slot, 4000) for slot in range(8))
+    names = b"aes", b"xts-plain64", b"sha256"
+    head = struct.pack(">6sH32s32s32sII20s32sI40s", b"LUKS\xba\xbe", 1, *names, 4096, 64, b"", b"", 1000, b"uuid")
+    path.write_bytes((head + slots).ljust(4096 * 512, b"\0") + random.Random(1).randbytes(size))
     return path
 
 
@@ -68,7 +78,11 @@ def sha256(path: Path) -> str:
 def everything_in(directory: Path) -> dict[str, tuple[int, int, str]]:
     """Names with inode, mode and content: the same before and after what must have touched nothing."""
     return {
-        str(path.relative_to(directory)): (path.lstat().st_ino, path.lstat().st_mode, sha256(path) if path.is_file() else "")
+        str(path.relative_to(directory)): (
+            path.lstat().st_ino,
+            path.lstat().st_mode,
+            sha256(path) if path.is_file() else "",
+        )
         for path in sorted(directory.rglob("*"))
     }
 

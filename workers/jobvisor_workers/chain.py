@@ -67,7 +67,9 @@ def _path_of_backing(overlay: Image, doing: str) -> str:
     if ":" in name.split("/")[0]:
         raise JobError(f"cannot {doing}: the backing file of {overlay.path} is {name[:100]}, no file on this machine")
     if overlay.format not in qemu_img.BACKED:
-        raise JobError(f"cannot {doing}: {overlay.path} is a {overlay.format} with a backing file; that is not supported")
+        raise JobError(
+            f"cannot {doing}: {overlay.path} is a {overlay.format} with a backing file; that is not supported"
+        )
     directory, last = os.path.split(os.path.join(os.path.dirname(overlay.path), name))
     return os.path.join(os.path.realpath(directory), last)
 

@@ -18,9 +18,7 @@ from dataclasses import dataclass
 from jobvisor_workers.errors import JobError
 from jobvisor_workers.signals import fresh_child, group_stop
 
-#: The mark by which a process is known as part of a job, wherever it went.
-MARK = "JOBVISOR_JOB"
-#: A group TERM may reach the child before the worker hears of it: so long is an abort waited for, seconds.
+#: A group TERM may reach the child before the worker hears of it: so long does a failed child wait for that, seconds.
 ABORT_MAY_FOLLOW = 0.2
 #: Seconds between two looks whether somebody stopped the child alone, and calls of on_tick.
 TICK = 0.1
@@ -52,7 +50,6 @@ class Finished:
 def run(
     argv: Sequence[str],
     *,
-    job: int,
     descriptors: Sequence[int] = (),
     on_stdout: Callable[[bytes], None] | None = None,
     on_tick: Callable[[], None] | None = None,
@@ -62,7 +59,7 @@ def run(
     on_stdout gets each piece of output as it comes; on_tick is called about ten times a second.
     Raises JobError when the program is missing, ChildKilled when it died of a signal.
     """
-    environment = {**os.environ, MARK: str(job), "LC_ALL": "C"}
+    environment = {**os.environ, "LC_ALL": "C"}
     try:
         process = subprocess.Popen(
             argv,
@@ -85,7 +82,7 @@ def run(
         for stream in (process.stdout, process.stderr):
             if stream:
                 stream.close()
-    if status in (-signal.SIGTERM, -signal.SIGKILL):
+    if status:
         time.sleep(ABORT_MAY_FOLLOW)
     if status < 0:
         raise ChildKilled(f"{argv[0]} was ended by {signal.Signals(-status).name}, which this job did not send")

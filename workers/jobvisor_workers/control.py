@@ -11,13 +11,16 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from jobvisor_workers.children import MARK
-
+#: Set in a worker's environment, and so in that of every program it runs: the id, for people, and the job's directory,
+#: which no other job of any home has. By it a process is known as part of the job, wherever it went.
+MARK_ID, MARK = "JOBVISOR_JOB", "JOBVISOR_JOB_DIRECTORY"
 #: Seconds between two looks at a group that has not stopped yet: first, and at most.
 LOOK, LOOK_MAX = 0.0005, 0.02
 #: How often a suspended group of several processes is checked for one that an outsider continued, seconds.
 RECHECK = 0.25
 STOPPED = frozenset("TtZX")
+#: Where the kernel holds a parent until the child that it vforked has called exec, by kernel version (/proc/PID/wchan).
+VFORKING = {"kernel_clone", "_do_fork", "do_fork", "wait_for_vfork_done"}
 
 
 def children_of(pid: int) -> list[int]:
@@ -40,13 +43,19 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def belongs(pid: int, leader: int, job: int) -> bool:
-    """True when a process is of the job: by group, by session, or by the mark in its environment."""
+def is_marked(pid: int, directory: str) -> bool:
+    """True when a process was started by the job that has this directory."""
     try:
-        if os.getpgid(pid) == leader or os.getsid(pid) == leader:
-            return True
         with open(f"/proc/{pid}/environ", "rb") as file:
-            return f"{MARK}={job}".encode() in file.read().split(b"\0")
+            return f"{MARK}={directory}".encode() in file.read().split(b"\0")
+    except OSError:
+        return False
+
+
+def belongs(pid: int, leader: int, directory: str) -> bool:
+    """True when a process is of the job: by group, by session (while the leader's pid is pinned), or by its mark."""
+    try:
+        return os.getpgid(pid) == leader or os.getsid(pid) == leader or is_marked(pid, directory)
     except OSError:
         return False
 
@@ -61,6 +70,24 @@ def states(pid: int) -> list[str]:
     except OSError:
         pass
     return found
+
+
+def is_stopped(pid: int) -> bool:
+    """True when no thread of the process can run before a CONT.
+
+    A parent that waits in vfork for a stopped child is in D, not T, for as long as that lasts (a shell in the job's
+    group, caught between vfork and exec): it counts, since it cannot run before the child does.
+    """
+    letters = set(states(pid)) - STOPPED
+    return not letters or (letters == {"D"} and _vforking(pid) and any(map(is_stopped, children_of(pid))))
+
+
+def _vforking(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/wchan") as file:
+            return file.read() in VFORKING
+    except OSError:
+        return False
 
 
 class Control:
@@ -162,7 +189,7 @@ class Control:
 
     def _look(self, now: float) -> None:
         members = [*descendants(self.leader), *(pid for pid in children_of(os.getpid()) if self._adopted(pid))]
-        if all(state in STOPPED for pid in members for state in states(pid)):
+        if all(map(is_stopped, members)):
             self._next_look = now + RECHECK if len(members) > 1 else None
             if not self.stopped:
                 self.stopped = True

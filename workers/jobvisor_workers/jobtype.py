@@ -67,6 +67,11 @@ def new_volume(description: str) -> Meta:
     )
 
 
+def byte_size(description: str, *, least: int = 0) -> Meta:
+    """An int field that is a number of bytes: the command line takes 10G or 512MiB for it."""
+    return Meta(description=description, ge=least, extra={"unit": "bytes"})
+
+
 class JobType(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
     """Base of all job types; subclass with `tag="name"`, a docstring and `run`."""
 
@@ -111,7 +116,8 @@ class Argument(Struct, frozen=True):
     required: bool
     default: Any
     choices: tuple[str, ...]
-    kind: Literal["str", "int", "float", "bool"]
+    #: size: an int that counts bytes.
+    kind: Literal["str", "int", "float", "bool", "size"]
     resource: Resource | None
 
 
@@ -120,22 +126,23 @@ def arguments(job_type: type[JobType]) -> Iterator[Argument]:
     info = msginspect.type_info(job_type)
     assert isinstance(info, msginspect.StructType)
     for field in info.fields:
-        description, resource, bare = "", None, field.type
+        description, resource, unit, bare = "", None, None, field.type
         while isinstance(bare, msginspect.Metadata):
             description = (bare.extra_json_schema or {}).get("description", description)
             resource = (bare.extra or {}).get("resource", resource)
+            unit = (bare.extra or {}).get("unit", unit)
             bare = bare.type
         if isinstance(bare, msginspect.UnionType):
             bare = next(option for option in bare.types if not isinstance(option, msginspect.NoneType))
         choices: tuple[str, ...] = ()
-        kind: Literal["str", "int", "float", "bool"] = "str"
+        kind: Literal["str", "int", "float", "bool", "size"] = "str"
         match bare:
             case msginspect.LiteralType(values=values):
                 choices = tuple(str(value) for value in values)
             case msginspect.BoolType():
                 kind = "bool"
             case msginspect.IntType():
-                kind = "int"
+                kind = "size" if unit == "bytes" else "int"
             case msginspect.FloatType():
                 kind = "float"
         default = None if field.default is NODEFAULT else field.default

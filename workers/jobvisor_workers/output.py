@@ -166,10 +166,6 @@ def sync_directory(path: str) -> None:
 
 
 def target_mode(source: int | None, umask: int) -> int:
-    """The source's permission bits & ~umask; 0666 & ~umask where there is no source file."""
-    mode = 0o666
-    if source is not None:
-        facts = os.fstat(source)
-        if stat.S_ISREG(facts.st_mode):
-            mode = stat.S_IMODE(facts.st_mode) & 0o777
+    """The permission bits of the source, file or device, & ~umask; 0666 & ~umask where there is no source."""
+    mode = 0o666 if source is None else stat.S_IMODE(os.fstat(source).st_mode) & 0o777
     return mode & ~umask

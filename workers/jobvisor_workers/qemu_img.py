@@ -1,12 +1,13 @@
 """All that is known about qemu-img: how it is asked, what it answers, and how its errors read.
 
 Images are handed over as json: names of descriptors that the worker holds (/proc/self/fd/N), with the format given and
-file.locking=off: the worker's own locks would block qemu-img, and what is locked is exactly what is read. Observed with 7.2:
+file.locking=off: the worker's own locks would block qemu-img, and what is locked is exactly what is read. Observed with
+7.2:
 
 - A qcow2 cut off in the middle converts with exit status 0 and zeroes for what is lost: `sound` looks first.
 - A conversion does not flush; who started it must.
-- `create` truncates its file to nothing, which makes ext4 flush all of it later, and takes locks of its own. So the empty
-  container is made in memory and its few bytes are copied to where they belong.
+- `create` truncates its file to nothing, which makes ext4 flush all of it later, and takes locks of its own. So the
+  empty container is made in memory and its few bytes are copied to where they belong.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 Format = Literal["raw", "qcow2", "qcow", "qed", "vdi", "vmdk", "vpc", "vhdx", "parallels", "luks"]
 
-#: Format, offset and bytes by which it is known. What matches none is raw; fixed VHD has its mark at the end and is raw too.
+#: Format, offset and bytes by which it is known. What matches none is raw, also a fixed VHD, whose mark is at its end.
 MAGIC: Final = (
     ("qcow", 0, b"QFI\xfb\x00\x00\x00\x01"),
     ("qcow2", 0, b"QFI\xfb"),
@@ -128,7 +129,9 @@ def sound(worker: Worker, image: Image, doing: str) -> int:
     if image.format in CHECKED and not image.dirty:
         finished = _ask(worker, "check", image)
         if finished.status in (1, 2):
-            raise JobError(f"cannot {doing}: {image.path} is corrupt or cut off ({_said(finished)}); qemu-img check tells more")
+            raise JobError(
+                f"cannot {doing}: {image.path} is corrupt or cut off ({_said(finished)}); qemu-img check tells more"
+            )
         if image.cluster_size and b"allocated-clusters" in finished.stdout:
             data = msgspec.json.decode(finished.stdout)["allocated-clusters"] * image.cluster_size
         if data is not None and image.format == "qcow2":
@@ -138,7 +141,9 @@ def sound(worker: Worker, image: Image, doing: str) -> int:
     if finished.status:
         raise _failure(finished, doing)
     if mapped.end > image.container + (image.cluster_size or 0):
-        raise JobError(f"cannot {doing}: {image.path} is cut off: it has data at byte {mapped.end} of {image.container}")
+        raise JobError(
+            f"cannot {doing}: {image.path} is cut off: it has data at byte {mapped.end} of {image.container}"
+        )
     return mapped.data if data is None else data
 
 
@@ -210,7 +215,9 @@ def _options(image: Image) -> dict[str, str | int]:
         case "qed":
             options = {"cluster_size": image.cluster_size or 65536}
         case "vmdk":
-            adapter = re.search(rb'ddb\.adapterType = "(ide|buslogic|lsilogic|legacyESX)"', os.pread(image.fd, 1 << 16, 0))
+            adapter = re.search(
+                rb'ddb\.adapterType = "(ide|buslogic|lsilogic|legacyESX)"', os.pread(image.fd, 1 << 16, 0)
+            )
             options = {"subformat": about["create-type"], "adapter_type": adapter[1].decode() if adapter else "ide"}
         case "vpc":
             # Without force_size the size is rounded to a geometry.

@@ -45,10 +45,15 @@ def add(job_type: type[JobType]) -> None:
 def add_modules(modules: Iterable[str]) -> None:
     """Import modules, by name or as .py files, and make the job types defined in them known."""
     for name in modules:
-        module = _from_file(name) if name.endswith(".py") else importlib.import_module(name)
+        module = load(name)
         for value in list(vars(module).values()):
             if isinstance(value, type) and issubclass(value, JobType) and value.__module__ == module.__name__:
                 add(value)
+
+
+def load(name: str) -> ModuleType:
+    """The module of this name, or the one in this .py file; imported once. Raises ImportError."""
+    return _from_file(name) if name.endswith(".py") else importlib.import_module(name)
 
 
 def _from_file(path: str) -> ModuleType:

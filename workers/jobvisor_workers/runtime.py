@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import msgspec
 
 from jobvisor_workers import leave, registry, signals
+from jobvisor_workers.control import MARK, MARK_ID
 from jobvisor_workers.errors import BadArgument, Held, JobError, from_os_error
 from jobvisor_workers.holders import WORKER_NAME
 from jobvisor_workers.progress import Reporter
@@ -77,6 +78,7 @@ def main(spawned: Spawned) -> NoReturn:
     _close_all_but({0, 1, 2, spawned.pipe_read, spawned.pipe_write, directory})
     _own_log(directory)
     _name_process(request.id)
+    os.environ |= {MARK_ID: str(request.id), MARK: spawned.directory}
     life = claim(directory, spawned.pipe_read)
     if life is None:
         os._exit(NOT_MINE)

@@ -117,7 +117,7 @@ class Worker:
                 on_tick()
             self._reporter.advance_nothing()
 
-        return children.run(argv, job=self.id, descriptors=sorted(inherited), on_stdout=on_stdout, on_tick=tick)
+        return children.run(argv, descriptors=sorted(inherited), on_stdout=on_stdout, on_tick=tick)
 
     # --- what is told ----------------------------------------------------------------------------------------
 
@@ -130,8 +130,13 @@ class Worker:
         self._reporter.send()
 
     def reached(self, processed: int) -> None:
-        """As `advance`, for work that tells its position; never backwards."""
-        self.advance(max(0, processed - self._reporter.report.processed))
+        """As `advance`, for a child that tells its position; never backwards.
+
+        A bandwidth limit is the child's to keep: sleeping here would not slow it, and would count its holes.
+        """
+        report = self._reporter.report
+        report.processed = max(report.processed, processed)
+        self._reporter.advance_nothing()
 
     def warn(self, text: str) -> None:
         """Something the user must know although the job goes on."""

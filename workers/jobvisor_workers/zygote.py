@@ -341,7 +341,7 @@ class Zygote:
         leaders = {other.pid for other in self.children.values()}
         while True:
             strays = [
-                pid for pid in children_of(os.getpid()) if pid not in leaders and belongs(pid, child.pid, child.job)
+                pid for pid in children_of(os.getpid()) if pid not in leaders and belongs(pid, child.pid, child.directory)
             ]
             if not strays:
                 return False

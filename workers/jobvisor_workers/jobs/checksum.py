@@ -17,7 +17,7 @@ from jobvisor_workers.qemu_img import Format, Image
 from jobvisor_workers.worker import Worker
 
 
-class Checksum(JobType, tag="checksum"):
+class Checksum(JobType, tag="checksum", frozen=True):
     """Compute the digest of a volume.
 
     Of the file or device itself, as sha256sum and its kin would; or with --content of what a guest sees in it, backing
@@ -25,9 +25,7 @@ class Checksum(JobType, tag="checksum"):
     """
 
     volume: Annotated[str, jobtype.volume("file or block device to read", READ)]
-    algorithm: Annotated[
-        Literal["sha256", "sha512", "blake2b"], Meta(description="the digest to compute")
-    ] = "sha256"
+    algorithm: Annotated[Literal["sha256", "sha512", "blake2b"], Meta(description="the digest to compute")] = "sha256"
     content: Annotated[bool, Meta(description="what a guest sees, instead of the file itself")] = False
     format: Annotated[
         Format | None, Meta(description="with --content: the format when the first bytes are not to be trusted")
@@ -82,14 +80,14 @@ class Checksum(JobType, tag="checksum"):
                 nbd.Sink(ours, chain[0].size, consume).serve()
             except Exception as error:
                 failed.append(error)
-                ours.shutdown(socket.SHUT_RDWR)
+                ours.close()  # so that qemu-img ends
 
-        with ours, theirs:
-            # A daemon: an abort must not wait for it.
-            thread = threading.Thread(target=receive, name="digest", daemon=True)
-            thread.start()
-            qemu_img.send(worker, chain, theirs.fileno(), doing=self._doing, on_tick=lambda: worker.reached(seen))
-            theirs.close()
+        # A daemon: an abort must not wait for it.
+        thread = threading.Thread(target=receive, name="digest", daemon=True)
+        with ours:
+            with theirs:
+                thread.start()
+                qemu_img.send(worker, chain, theirs.fileno(), doing=self._doing, on_tick=lambda: worker.reached(seen))
             thread.join()
         if failed:
             raise JobError(f"cannot {self._doing}: what qemu-img sent broke off: {failed[0]!r}")

@@ -21,7 +21,7 @@ from jobvisor_workers.worker import Volume, Worker
 STEP = 32 * MIB
 
 
-class Clone(JobType, tag="clone"):
+class Clone(JobType, tag="clone", frozen=True):
     """Copy a volume to a new one of the same format.
 
     A raw volume is copied byte by byte; where the filesystem can share blocks (xfs, btrfs) that is done instead. Other
@@ -128,7 +128,9 @@ class Clone(JobType, tag="clone"):
             short = room.compare(needed, "the device", device.size)
             raise NoSpace(f"cannot {self._doing} to {self.target}: {short}")
         if top.format == "raw" and needed < device.size:
-            worker.warn(f"{self.target} is larger than {self.source}: its last {device.size - needed} bytes stay as they were")
+            worker.warn(
+                f"{self.target} is larger than {self.source}: its last {device.size - needed} bytes stay as they were"
+            )
 
     def _check_directory(self, top: Image, data: int) -> None:
         directory = os.path.dirname(os.path.realpath(self.target) if self.replace else self.target)
@@ -149,7 +151,9 @@ class Clone(JobType, tag="clone"):
         if bitmaps := len(top.details.get("bitmaps", ())):
             worker.warn(f"{self.source} has {bitmaps} bitmaps, which the clone does not carry")
         if top.backing and not top.backing_format:
-            worker.warn(f"{self.source} does not say of what format its backing file is; the clone says {chain[1].format}")
+            worker.warn(
+                f"{self.source} does not say of what format its backing file is; the clone says {chain[1].format}"
+            )
 
     # --- the bytes -------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
@@ -18,7 +19,7 @@ from jobvisor_workers.worker import Volume, Worker
 TOLD_EVERY = 0.02
 
 
-class Wipe(JobType, tag="wipe"):
+class Wipe(JobType, tag="wipe", frozen=True):
     """Overwrite a volume so that its data cannot be read back.
 
     All bytes of the file or device are overwritten, holes too, and its length stays. An image in another format than
@@ -28,9 +29,7 @@ class Wipe(JobType, tag="wipe"):
 
     volume: Annotated[str, jobtype.volume("file or block device to wipe", WRITE)]
     algorithm: Annotated[
-        Literal[
-            "zero", "nnsa", "dod", "bsi", "gutmann", "schneier", "pfitzner7", "pfitzner33", "random", "trim"
-        ],
+        Literal["zero", "nnsa", "dod", "bsi", "gutmann", "schneier", "pfitzner7", "pfitzner33", "random", "trim"],
         Meta(description="the passes to make, under libvirt's names"),
     ] = "zero"
 
@@ -62,6 +61,29 @@ class Wipe(JobType, tag="wipe"):
 
     def _overwrite(self, worker: Worker, target: Volume) -> dict[str, Any]:
         passes = PASSES[self.algorithm]
+        total = target.size * len(passes)
         for number, step in enumerate(passes, 1):
-            ...
-        return {}
+            name = f"pass {number} of {len(passes)}"
+            worker.phase(f"{name}: {step.name}", total=total if number == 1 else None)
+            overwrite.run_pass(target.fd, target.size, step, advance=_telling(worker, name, target.size))
+        verified = any(step.kind == "verify" for step in passes)
+        return {"passes": len(passes), "overwritten": True, "verified": verified}
+
+
+def _telling(worker: Worker, name: str, size: int) -> Callable[[int], None]:
+    """worker.advance that also keeps abort_effect up to date."""
+    done, due = 0, 0.0
+
+    def tell(count: int) -> None:
+        nonlocal done, due
+        worker.advance(count)
+        done += count
+        if done >= due:
+            due = done + size * TOLD_EVERY
+            worker.abort_effect = (
+                f"partly overwritten: {name} at {100 * done // size if size else 100}%; "
+                "the old data cannot be used, and may still be readable in part"
+            )
+
+    tell(0)
+    return tell

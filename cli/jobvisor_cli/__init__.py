@@ -1,0 +1,1 @@
+"""The command line of jobvisor: the only place that imports click and rich."""

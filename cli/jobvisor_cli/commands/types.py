@@ -1,0 +1,93 @@
+"""`jobvisor types [TYPE] [--json]`."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from jobvisor_cli import options, streams
+from jobvisor_cli.loading import BrokenType, load, one_line
+from jobvisor_cli.wording import unknown
+from jobvisor_workers import registry
+from jobvisor_workers.jobtype import JobType, arguments, schema
+
+RETRY = {
+    "never": "a failed job is never to be repeated as it was",
+    "restart": "a failed job can be retried from the beginning",
+    "continue": "a failed job can be retried from where it was",
+}
+
+
+class TypeName(click.ParamType):
+    name = "type"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in registry.names() if name.startswith(incomplete)]
+
+
+@click.command()
+@click.argument("type", required=False, type=TypeName())
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per type and line, with the schema.")
+@click.pass_context
+def types(ctx: click.Context, type: str | None, as_json: bool) -> None:
+    """Show the job types, or all about one of them."""
+    if type is not None and type not in registry.names():
+        raise unknown("job type", type, registry.names(), ctx)
+    names = registry.names() if type is None else [type]
+    if as_json:
+        import msgspec
+
+        for name in names:
+            streams.result(msgspec.json.encode(_content(name, strict=type is not None)).decode() + "\n")
+    elif type is None:
+        formatter = ctx.make_formatter()
+        formatter.write_dl([("TYPE", "SUMMARY"), *((name, one_line(name)) for name in names)], col_max=20)
+        streams.result("\n".join(line.removeprefix("  ") for line in formatter.getvalue().split("\n")))
+    else:
+        streams.result(_page(load(type), ctx))
+
+
+def _content(name: str, *, strict: bool) -> dict[str, Any]:
+    import msgspec
+
+    try:
+        job_type = load(name)
+    except BrokenType as error:
+        if strict:
+            raise
+        return {"type": name, "error": error.why}
+    return {
+        "type": name,
+        "summary": job_type.summary(),
+        "description": inspect.getdoc(job_type) or "",
+        "arguments": [msgspec.to_builtins(argument) for argument in arguments(job_type)],
+        "schema": schema(job_type),
+        "retry": job_type.retry,
+        "can_suspend": job_type.can_suspend,
+        "delegated": job_type.delegated,
+    }
+
+
+def _page(job_type: type[JobType], ctx: click.Context) -> str:
+    formatter = ctx.make_formatter()
+    parameters = options.of_type(arguments(job_type))
+    positional = [each for each in parameters if isinstance(each, click.Argument)]
+    formatter.write_usage(
+        f"jobvisor run {job_type.name()}", " ".join(["[OPTIONS]", *(each.make_metavar(ctx) for each in positional)])
+    )
+    formatter.write_paragraph()
+    formatter.write_text(inspect.getdoc(job_type) or "")
+    named = [each for each in parameters if isinstance(each, click.Option)]
+    for title, group in (("Arguments", positional), ("Options", named)):
+        if group:
+            with formatter.section(title):
+                formatter.write_dl(options.described(group, ctx))
+    formatter.write_paragraph()
+    facts = [RETRY[job_type.retry], "it can be suspended" if job_type.can_suspend else "it cannot be suspended"]
+    if job_type.delegated:
+        facts.append("the work is done inside another program (libvirtd or QEMU)")
+    formatter.write_text("; ".join(facts).capitalize() + ".")
+    return formatter.getvalue()

@@ -1,0 +1,49 @@
+"""Errors of the command line in one line: what is wrong, what may have been meant, where the help is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+import click
+
+
+def sentence(error: click.ClickException) -> str:
+    """Click's error in this program's style."""
+    match error:
+        case click.NoSuchOption():
+            text = f"no such option: {error.option_name}"
+            if error.possibilities:
+                text += suggestion(error.possibilities)
+            elif not error.option_name.startswith("--"):
+                text += " (a file whose name begins with - is given as ./-NAME)"
+        case click.MissingParameter(param=click.Argument() as argument):
+            text = f"missing argument {argument.make_metavar(error.ctx) if error.ctx else argument.name}"
+        case click.BadParameter(param=click.Argument() as argument):
+            text = f"{argument.name.upper() if argument.name else 'argument'}: {_plain(error.message)}"
+        case click.BadParameter(param=click.Parameter() as option):
+            text = f"{max(option.opts, key=len)}: {_plain(error.message)}"
+        case _:
+            text = _plain(error.format_message())
+    if isinstance(error, click.UsageError) and error.ctx:
+        text += f"; see {error.ctx.command_path} --help"
+    return text
+
+
+def unknown(what: str, name: str, known: Iterable[str], ctx: click.Context) -> click.UsageError:
+    """A name that nothing is called by."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, 3)
+    return click.UsageError(f"no {what} is called {name!r}" + (suggestion(close) or f" (there are {', '.join(known)})"), ctx)
+
+
+def suggestion(names: Iterable[str]) -> str:
+    """What may have been meant; empty when nothing comes close."""
+    text = " or ".join(names)
+    return f" (did you mean {text}?)" if text else ""
+
+
+def _plain(message: str) -> str:
+    """As the middle of a sentence."""
+    message = message.strip().removesuffix(".")
+    return message[:1].lower() + message[1:]
