@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 from jobvisor.errors import JobvisorError, UsageError, WrongState
@@ -57,7 +58,7 @@ def attach(
     inbox = Inbox()
     late = None
     try:
-        with PrivateSupervisor() as supervisor:
+        with closing(PrivateSupervisor()) as supervisor:
             attached = Attached(supervisor, supervisor.start(job, **options), inbox, shown, events)
             try:
                 final = attached.follow()
@@ -71,7 +72,7 @@ def attach(
         early = ", before it could be aborted" if final.ok and attached.fatal else ""
         shown.say(render.ending(what, final, attached.abort_effect) + early)
     else:
-        there_is_more = "" if info or not (log and final.cause is Cause.CRASHED) else " (add --info to see it)"
+        there_is_more = "; add --info to see it" if log and not info and "log" in (final.errmsg or "") else ""
         streams.complain(render.failure(what, final) + there_is_more)
     if events:
         events.put({"event": "ended", "job": final.to_dict()})
@@ -202,7 +203,7 @@ def _at_rest(info: JobInfo) -> bool:
 
 
 def _label(job: JobType, typed: Mapping[str, Any]) -> str:
-    """clone vm1.qcow2: what fits beside a bar."""
+    """What fits beside a bar: "clone vm1.qcow2"."""
     names = [str(typed[field]) for field in job.resources() if typed.get(field)]
     return " ".join([job.name(), *(os.path.basename(name) or name for name in names[-1:])])
 

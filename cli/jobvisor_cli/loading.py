@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 
 from jobvisor_workers import registry
-from jobvisor_workers.jobtype import JobType
+from jobvisor_workers.jobtype import JobType, arguments
 
 
 class BrokenType(click.ClickException):
-    """The package that declares a job type cannot be imported."""
+    """The package that declares a job type cannot be imported, or the declaration makes no sense."""
 
     exit_code = 1
 
@@ -21,11 +21,13 @@ class BrokenType(click.ClickException):
 def load(name: str) -> type[JobType]:
     """Raises registry.UnknownType, BrokenType."""
     try:
-        return registry.get(name)
+        job_type = registry.get(name)
+        list(arguments(job_type))
     except registry.UnknownType:
         raise
-    except Exception as error:  # whatever somebody else's module does while it is imported
+    except Exception as error:  # whatever somebody else's module does while it is imported, or declares
         raise BrokenType(name, error)
+    return job_type
 
 
 def one_line(name: str) -> str:

@@ -38,7 +38,20 @@ def _run() -> int:
     except streams.CannotWrite as error:
         streams.complain(str(error))
         return 1
+    except Exception as error:  # a traceback would tell the user nothing
+        streams.complain(
+            f"{type(error).__name__}: {error} ({_place(error)}); this is a defect of jobvisor, please report it"
+        )
+        return 1
     return code
+
+
+def _place(error: BaseException) -> str:
+    """File and line in which an exception came up."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "nowhere"
 
 
 def _open_standard_descriptors() -> None:

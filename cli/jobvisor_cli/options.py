@@ -12,7 +12,7 @@ from jobvisor_cli import sizes
 from jobvisor_workers.jobtype import Argument
 
 
-class Parsed(click.ParamType):
+class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions
     """A value in a notation of `sizes`."""
 
     def __init__(self, name: str, parse: Callable[[str], float]) -> None:
@@ -25,7 +25,7 @@ class Parsed(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class VolumePath(click.ParamType):
+class VolumePath(click.ParamType):  # type: ignore[type-arg]
     """A path as it was typed; the shell completes it, and only the worker looks what is there."""
 
     name = "path"
@@ -33,6 +33,9 @@ class VolumePath(click.ParamType):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return [CompletionItem(incomplete, type="file")]
 
+
+#: Width of the left column of a help page; "--reflink / --no-reflink" fits.
+COLUMN = 24
 
 SIZE = Parsed("size", sizes.parse_size)
 RATE = Parsed("rate", sizes.parse_rate)
@@ -77,12 +80,13 @@ def _option(field: Argument) -> click.Option:
     flag = field.name.replace("_", "-")
     help_text = field.description
     if field.kind == "bool":
-        if field.default is not None:
-            help_text += f"  [default: {'' if field.default else 'no-'}{flag}]"
+        if field.default:
+            help_text += f"  [default: {flag}]"
         # None tells that neither was given: the declaration has the default.
         return click.Option([f"--{flag}/--no-{flag}", field.name], default=None, help=help_text)
     if field.default is not None:
-        help_text += f"  [default: {field.default}]"
+        default = sizes.show_size(field.default) if field.kind == "size" else field.default
+        help_text += f"  [default: {default}]"
     return click.Option([f"--{flag}", field.name], type=_kind(field), default=None, help=help_text)
 
 
@@ -100,23 +104,25 @@ def _common() -> list[click.Option]:
             ["--on-conflict"],
             type=click.Choice(["queue", "wait", "fail"]),
             default="queue",
-            help="When a volume is in use: wait behind other jobs but refuse when anybody else has it, wait for anybody, "
-            "or refuse.  [default: queue]",
+            help="when a volume is in use: wait behind other jobs but refuse when anybody else has it, "
+            "wait for anybody, or refuse  [default: queue]",
         ),
-        click.Option(["--bandwidth"], type=RATE, metavar="RATE", help="At most so many bytes per second, like 50MiB."),
-        click.Option(["--time-limit"], type=TIME, metavar="TIME", help="End the job after 90s, 10m or 2h."),
-        click.Option(["--nice"], type=click.IntRange(-20, 19), metavar="N", help="Priority of the worker, -20 to 19."),
-        click.Option(["--ionice"], type=click.Choice(["idle", "best-effort"]), help="Disk priority of the worker."),
-        click.Option(["--dry-run"], is_flag=True, help="Do all checks and nothing else."),
-        click.Option(["--json"], is_flag=True, help="Events on stdout, one JSON object per line."),
-        click.Option(["--info"], is_flag=True, help="At the end print all that is known of the job."),
-        click.Option(["-q", "--quiet"], is_flag=True, help="Say nothing but errors and results."),
+        click.Option(["--bandwidth"], type=RATE, metavar="RATE", help="at most so many bytes per second, like 50MiB"),
+        click.Option(["--time-limit"], type=TIME, metavar="TIME", help="end the job after 90s, 10m or 2h"),
+        click.Option(["--nice"], type=click.IntRange(-20, 19), metavar="N", help="priority of the worker, -20 to 19"),
+        click.Option(["--ionice"], type=click.Choice(["idle", "best-effort"]), help="disk priority of the worker"),
+        click.Option(["--dry-run"], is_flag=True, help="do all checks and nothing else"),
+        click.Option(["--json"], is_flag=True, help="events on stdout, one JSON object per line"),
+        click.Option(["--info"], is_flag=True, help="at the end print all that is known of the job"),
+        click.Option(["-q", "--quiet"], is_flag=True, help="say nothing but errors and results"),
         click.Option(
             ["--progress"],
             type=click.Choice(["auto", "always", "never"]),
             default="auto",
-            help="A bar on a terminal, else only changes of state; always: also lines of progress, never: no bar.  "
+            help="a bar on a terminal, else only changes of state; always: also lines of progress, never: no bar  "
             "[default: auto]",
         ),
-        click.Option(["--no-daemon"], is_flag=True, help="Run the job in this command's own process, as it is done now."),
+        click.Option(
+            ["--no-daemon"], is_flag=True, help="run the job in this command's own process, as it is always done yet"
+        ),
     ]

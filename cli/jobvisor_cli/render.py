@@ -36,7 +36,7 @@ ADVICE = {
 
 
 def subject(job_type: type[JobType], typed: Mapping[str, Any]) -> str:
-    """clone of a.raw to b.raw: the type and its volumes, as they were typed."""
+    """The type and its volumes, as they were typed: "clone of a.raw to b.raw"."""
     words = [job_type.name()]
     for field, resource in job_type.resources().items():
         if typed.get(field):
@@ -122,7 +122,8 @@ def info_page(info: JobInfo, log: str) -> str:
         rows.append(("Disk bandwidth", f"{_virsh_size(info.disk_bps)}/s"))
     rows += [("State", str(info.state)), ("Phase", info.phase or ""), ("Cause", str(info.cause or ""))]
     rows += [(_label(name), _word(value)) for name, value in info.args.items() if value is not None]
-    rows += [(f"Result {name.replace('_', ' ')}", _word(value)) for name, value in (info.result or {}).items()]
+    told = {name: value for name, value in (info.result or {}).items() if info.args.get(name) != value}
+    rows += [(f"Result {name.replace('_', ' ')}", _word(value)) for name, value in told.items()]
     rows += [("Warning", text) for text in info.warnings]
     if info.holder:
         rows.append(("Held by", str(info.holder)))
@@ -134,7 +135,8 @@ def info_page(info: JobInfo, log: str) -> str:
     if log and info.cause is not None:
         page += "Log:\n" + "".join(f"    {printable(line)}\n" for line in log.splitlines()[-LOG_LINES:])
     if info.cause is not None:
-        page += f"{'Try:':<{LABEL}} {ADVICE[info.cause]}\n"
+        advice = ADVICE[Cause.CRASHED if log and info.cause is Cause.ERROR else info.cause]
+        page += f"{'Try:':<{LABEL}} {advice}\n"
     return page
 
 

@@ -38,7 +38,7 @@ class Inbox:
                 pass
 
     def wait(self, timeout: float | None, writing: int | None = None) -> list[int]:
-        """Signals since the last call; returns without any at news, after `timeout` seconds, or when `writing` can be."""
+        """Signals since the last call; none at news, after `timeout` seconds, or when `writing` can be written."""
         ready, _, _ = select.select([self._read], [] if writing is None else [writing], [], timeout)
         if not ready:
             return []
@@ -48,7 +48,7 @@ class Inbox:
     def stop_self(self) -> None:
         """Stop as ^Z would have; returns when the command was continued.
 
-        By SIGTSTP: where no shell does job control the kernel drops it, whereas SIGSTOP would stop the command for ever.
+        By SIGTSTP: where no shell does job control the kernel drops it, whereas SIGSTOP would stop it for ever.
         """
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTSTP)

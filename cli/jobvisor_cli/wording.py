@@ -34,7 +34,9 @@ def unknown(what: str, name: str, known: Iterable[str], ctx: click.Context) -> c
     """A name that nothing is called by."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, 3)
-    return click.UsageError(f"no {what} is called {name!r}" + (suggestion(close) or f" (there are {', '.join(known)})"), ctx)
+    return click.UsageError(
+        f"no {what} is called {name!r}" + (suggestion(close) or f" (there are {', '.join(known)})"), ctx
+    )
 
 
 def suggestion(names: Iterable[str]) -> str:

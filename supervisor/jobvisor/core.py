@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import select
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from jobvisor import entering, startup, store, verbs
 from jobvisor.engine import Engine
-from jobvisor.errors import NoSuchJob, Unreachable, UsageError
+from jobvisor.errors import NoSuchJob, Unreachable, UsageError, WrongState
 from jobvisor.events import Event, EventStream
 from jobvisor.home import Home
 from jobvisor.info import JobInfo
@@ -22,7 +22,7 @@ from jobvisor.journal import Journal
 from jobvisor.record import Record, Waiter
 from jobvisor.request import Options, build
 from jobvisor.schedule import Mask
-from jobvisor.states import State, Verb
+from jobvisor.states import FINAL, State, Verb
 from jobvisor_workers import registry
 from jobvisor_workers.jobtype import JobType
 from jobvisor_workers.protocol import Detach
@@ -50,20 +50,22 @@ class Core:
         if not grace > 0:
             raise UsageError(f"grace is to be more than 0 seconds, not {grace:g}")
         registry.add_modules(types)
+        self.types = tuple(types)
         self.home = Home(home)
+        self._closing = threading.Lock()
         try:
             journal = Journal(self.home.journal)
-            try:
-                self._engine = Engine(self.home, journal, list(types), grace, tied=tied)
-                startup.load(self._engine)
-            except BaseException:
-                journal.close()
-                raise
         except BaseException:
             self.home.release()
             raise
+        self._engine = Engine(self.home, journal, list(types), grace, tied=tied)
         self._engine.pump.start()
-        self._engine.pump.submit(lambda: startup.resume(self._engine)).result()
+        try:
+            startup.load(self._engine)
+            self._engine.pump.submit(lambda: startup.resume(self._engine)).result()
+        except BaseException:
+            self._end()
+            raise
 
     def start(self, job: JobType | str, options: Options, args: dict[str, Any]) -> Future[JobInfo]:
         request, notes = build(job, args, options)
@@ -165,24 +167,37 @@ class Core:
         def older(after: int, before: int | None) -> list[Event]:
             return self._engine.journal.post(lambda db: store.events(db, after, before)).result()
 
-        if self._engine.closed:
-            raise Unreachable("this supervisor was closed")
+        self._engine.check_open()
         return EventStream(self._engine.hub, since=since, job=job, older=older)
 
     def detach(self) -> None:
         """A tied supervisor's jobs are to go on without it."""
         self._submit(lambda: self._engine.pool.broadcast(Detach())).result()
 
-    def close(self) -> None:
-        """Stop supervising; workers go on, and idle zygotes end."""
-        engine = self._engine
-        if engine.closed:
-            return
+    @property
+    def closed(self) -> bool:
+        return self._engine.closed
+
+    def close(self, *, abort: bool = False) -> None:
+        """Stop supervising; workers go on unless they are to be aborted, and idle zygotes end."""
+        with self._closing:
+            if not self.closed:
+                if abort:
+                    self._abort_all()
+                self._close()
+
+    def _abort_all(self) -> None:
+        """All at the same time: each may take its grace period."""
+        live = self.jobs(state=set(State) - FINAL, type=None, resource=None, limit=None).result()
+        for ending in [self.verb(Verb.ABORT, info.id, wait=True) for info in live]:
+            try:
+                ending.result()
+            except (WrongState, NoSuchJob):  # it ended by itself meanwhile
+                pass
+
+    def _close(self) -> None:
         idle = self._idle_zygotes()
-        engine.pump.submit(self._let_go).result()
-        engine.pump.stop()
-        engine.journal.close()
-        self.home.release()
+        self._end()
         for pidfd in idle:
             select.select([pidfd], [], [], ZYGOTE_LEAVES)
             os.close(pidfd)
@@ -203,19 +218,30 @@ class Core:
                 pass
         return found
 
+    def _end(self) -> None:
+        self._engine.pump.submit(self._let_go).result()
+        self._engine.pump.stop()
+        self._engine.journal.close()
+        self.home.release()
+
     def _let_go(self) -> None:
         engine = self._engine
         engine.closed = True
         engine.flush()
         engine.hub.close_all()
-        for waiter in itertools.chain.from_iterable(record.waiters for record in engine.records.values()):
-            waiter.future.set_exception(Unreachable("this supervisor was closed; the job goes on"))
+        for record in engine.records.values():
+            for waiter in record.waiters:
+                waiter.future.set_exception(Unreachable("this supervisor was closed; the job goes on"))
+            record.waiters.clear()
         engine.pool.close()
 
     def _submit(self, function: Callable[[], T | Future[T]]) -> Future[T]:
-        if self._engine.closed:
-            raise Unreachable("this supervisor was closed")
-        return self._engine.pump.submit(function)
+        def checked() -> T | Future[T]:
+            self._engine.check_open()
+            return function()
+
+        self._engine.check_open()
+        return self._engine.pump.submit(checked)
 
 
 def _checked(id: int) -> int:

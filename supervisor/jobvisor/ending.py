@@ -82,6 +82,8 @@ def _find_out(engine: Engine, record: Record, work: Callable[[sqlite3.Connection
 def _found(engine: Engine, record: Record, outcome: Outcome) -> None:
     from jobvisor.watching import adopt
 
+    if engine.closed:  # what is durable is found by the next supervisor, and so is what is not
+        return
     record.concluding = False
     if isinstance(outcome, JobInfo):
         _finish(engine, record, outcome)

@@ -42,6 +42,9 @@ def start(engine: Engine, request: Request, notes: Notes) -> Future[JobInfo]:
             shutil.rmtree(directory, ignore_errors=True)
             started.set_exception(error)
             return
+        if engine.closed:  # accepted all the same: the next supervisor starts it
+            started.set_result(record.info())
+            return
         engine.set_current(notes.owner_uid, record.id)
         engine.schedule.release(record.id)
         engine.announce(record)
@@ -55,6 +58,8 @@ def start(engine: Engine, request: Request, notes: Notes) -> Future[JobInfo]:
 
 def run_queue(engine: Engine) -> None:
     """Start what may start, and tell the others what they wait for."""
+    if engine.closed:
+        return
     for job in engine.schedule.startable():
         record = engine.records[job]
         if record.reason and engine.schedule.needs(job):
@@ -72,6 +77,8 @@ def run_queue(engine: Engine) -> None:
 
 def spawn(engine: Engine, record: Record) -> None:
     """Ask the zygote for a worker; again when the one before died before its claim, since nothing was done then."""
+    if engine.closed:
+        return
     engine.pool.drop(record.id)
     if record.spawns >= SPAWNS_MAX:
         why = f"{record.spawns} workers died before they could begin; see {engine.home.run}/zygote.log"
@@ -112,7 +119,7 @@ def _resolve_again(engine: Engine, record: Record) -> None:
         engine.pump.call(lambda: done(keys))
 
     def done(keys: dict[str, tuple[str, str]] | None) -> None:
-        if record.state is not State.QUEUED:
+        if record.state is not State.QUEUED or engine.closed:
             return
         record.reason = None
         if keys is not None:

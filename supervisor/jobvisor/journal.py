@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-from jobvisor.errors import JournalError
+from jobvisor.errors import JournalError, Unreachable
 
 T = TypeVar("T")
 BATCH_MAX = 64
@@ -54,6 +54,9 @@ class Journal:
         self.path = os.fspath(path)
         self.is_new = not os.path.exists(self.path)
         self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        #: Reentrant, since a signal may interrupt the host's thread in `post`.
+        self._door = threading.RLock()
+        self._closed = False
         try:
             self._db = self._open()
         except sqlite3.Error as error:
@@ -66,12 +69,18 @@ class Journal:
     def post(self, do: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> Future[T]:
         """Run `do` inside a transaction; the future resolves after the commit. `do` may raise before it writes."""
         work = _Work(do, durable)
-        self._work.put(work)
+        with self._door:
+            if not self._closed:
+                self._work.put(work)
+                return cast("Future[T]", work.future)
+        work.future.set_exception(Unreachable("this supervisor was closed"))
         return cast("Future[T]", work.future)
 
     def close(self) -> None:
-        """Finish what was posted."""
-        self._work.put(None)
+        """Finish what was posted; what is posted later fails with Unreachable."""
+        with self._door:
+            self._closed = True
+            self._work.put(None)
         self._thread.join()
 
     def _open(self) -> sqlite3.Connection:

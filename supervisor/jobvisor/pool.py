@@ -120,9 +120,7 @@ class Pool:
             if process.orphan:
                 process.orphan.close()
         for zygote in self._zygotes:
-            if not zygote.gone:
-                self._pump.unwatch(zygote.socket.fileno())
-                zygote.close()
+            zygote.close()
 
     # --- jobs ------------------------------------------------------------------------------------------------
 

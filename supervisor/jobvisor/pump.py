@@ -41,6 +41,9 @@ class Pump:
         self._count = itertools.count()
         self._awake = False
         self._over = False
+        #: Reentrant, since a signal may interrupt the host's thread in `call`, and its code call again.
+        self._door = threading.RLock()
+        self._shut = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector.register(self._wake, selectors.EVENT_READ, self._woken)
         self.thread = threading.Thread(target=self._run, name="jobvisor-pump", daemon=True)
@@ -58,14 +61,16 @@ class Pump:
         return self._over
 
     def call(self, function: Callable[[], None]) -> None:
-        """From any thread: run it on the pump, in the order of the calls."""
-        self._calls.append(function)
-        if not self._awake:
-            self._awake = True
-            try:
-                os.eventfd_write(self._wake, 1)
-            except OSError:  # closed: nobody is left to be woken
-                pass
+        """From any thread: run it on the pump, in the order of the calls; at once when the pump has ended."""
+        with self._door:
+            shut = self._shut
+            if not shut:
+                self._calls.append(function)
+                if not self._awake:
+                    self._awake = True
+                    os.eventfd_write(self._wake, 1)
+        if shut:
+            _guarded(function)
 
     def submit(self, function: Callable[[], T | Future[T]]) -> Future[T]:
         """From any thread: the function's result, or that of the Future which it returned."""
@@ -126,7 +131,11 @@ class Pump:
                 if timer.call:
                     _guarded(timer.call)
         self._selector.close()
-        os.close(self._wake)
+        with self._door:  # a late call must not write to the number, which may be a file of the host by then
+            self._shut = True
+            os.close(self._wake)
+        while self._calls:
+            _guarded(self._calls.popleft())
 
     def _timeout(self) -> float | None:
         if self._calls:

@@ -83,7 +83,7 @@ def conclude(
     result = _read(directory, "result", decode_result)
     exit_ = told or _read(directory, "exit", decode_exit)
     life = read_life(directory)
-    commit = None if result else settle(life)
+    commit = settle(life) if result is None or result.outcome != "completed" else None
     changes: dict[str, Any] = {"ended": exit_.ended if exit_ else _newest(directory), "pid": None, "reason": None}
     changes |= {"holder": None, "abort_effect": None, "time_remaining": None, "suspended_by": None}
     claim = claim_of(life)
@@ -127,7 +127,7 @@ def _verdict(
     asked = asked or bool(exit_ and exit_.asked == "abort")
     if result and result.outcome == "completed":
         return {"state": State.COMPLETED, "result": result.result}
-    if commit:
+    if commit and not result:
         return {"state": State.COMPLETED, "result": commit.result}
     if late:
         return _failed(Cause.TIME_LIMIT, f"job {job} was ended by its time limit")

@@ -70,6 +70,8 @@ class Zygote:
         """Leave; the pid of the zygote where it is known."""
         if not self.gone:
             self.gone = True
+            if self._pump:
+                self._pump.unwatch(self.socket.fileno())
             self.socket.close()
         return self.hello.pid if self.hello else None
 
@@ -114,9 +116,7 @@ class Zygote:
     def _end(self) -> None:
         if self.gone:
             return
-        assert self._pump is not None
         assert self._lost is not None
-        self._pump.unwatch(self.socket.fileno())
         self.close()
         self._lost(self)
 

@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any
 
 from jobvisor.core import Core
-from jobvisor.errors import JobvisorError
 from jobvisor.events import EventStream
 from jobvisor.info import JobInfo
 from jobvisor.job import Job
@@ -113,14 +112,12 @@ class Supervisor:
 
     def close(self, *, abort: bool = False) -> None:
         """Stop supervising. Jobs run on and a later Supervisor adopts them, unless they are to be aborted."""
-        if abort:
-            for info in self.jobs():
-                if not info.final:
-                    try:
-                        self._core.verb(Verb.ABORT, info.id, wait=True).result()
-                    except JobvisorError:  # it ended by itself meanwhile
-                        pass
-        self._core.close()
+        self._core.close(abort=abort)
+
+    @property
+    def closed(self) -> bool:
+        """True after `close`; every other method then raises Unreachable."""
+        return self._core.closed
 
     def __enter__(self) -> Supervisor:
         return self

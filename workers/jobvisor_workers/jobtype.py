@@ -17,6 +17,7 @@ positional argument, one with a default is an option, a Literal a choice, a bool
 from __future__ import annotations
 
 import enum
+import functools
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
@@ -105,7 +106,12 @@ class JobType(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type")
     @classmethod
     def resources(cls) -> dict[str, Resource]:
         """The fields that name resources, in the order of declaration."""
-        return {argument.name: argument.resource for argument in arguments(cls) if argument.resource is not None}
+        return _resources(cls)
+
+
+@functools.cache  # reading the declaration costs as much as a fork
+def _resources(job_type: type[JobType]) -> dict[str, Resource]:
+    return {argument.name: argument.resource for argument in arguments(job_type) if argument.resource is not None}
 
 
 class Argument(Struct, frozen=True):
@@ -127,13 +133,15 @@ def arguments(job_type: type[JobType]) -> Iterator[Argument]:
     assert isinstance(info, msginspect.StructType)
     for field in info.fields:
         description, resource, unit, bare = "", None, None, field.type
-        while isinstance(bare, msginspect.Metadata):
+        # Of `Annotated[X | None, …]` and `Annotated[X, …] | None` alike (a pattern fits only the second).
+        while isinstance(bare, msginspect.Metadata | msginspect.UnionType):
+            if isinstance(bare, msginspect.UnionType):
+                bare = next(option for option in bare.types if not isinstance(option, msginspect.NoneType))
+                continue
             description = (bare.extra_json_schema or {}).get("description", description)
             resource = (bare.extra or {}).get("resource", resource)
             unit = (bare.extra or {}).get("unit", unit)
             bare = bare.type
-        if isinstance(bare, msginspect.UnionType):
-            bare = next(option for option in bare.types if not isinstance(option, msginspect.NoneType))
         choices: tuple[str, ...] = ()
         kind: Literal["str", "int", "float", "bool", "size"] = "str"
         match bare:

@@ -12,7 +12,8 @@ import fcntl
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -20,13 +21,14 @@ from jobvisor_workers import leave, registry, signals
 from jobvisor_workers.control import MARK, MARK_ID
 from jobvisor_workers.errors import BadArgument, Held, JobError, from_os_error
 from jobvisor_workers.holders import WORKER_NAME
+from jobvisor_workers.jobtype import Access, JobType
+from jobvisor_workers.locks import acquire
 from jobvisor_workers.progress import Reporter
 from jobvisor_workers.protocol import (
     Claim,
     Commit,
     Failure,
     Holder,
-    Linked,
     Report,
     Request,
     Result,
@@ -34,10 +36,8 @@ from jobvisor_workers.protocol import (
     encode,
 )
 from jobvisor_workers.resources.path import identify
+from jobvisor_workers.settle import undo
 from jobvisor_workers.worker import Worker
-
-if TYPE_CHECKING:
-    from jobvisor_workers.jobtype import Access, JobType
 
 #: Exit status of a worker that found its job claimed or void; sysexits(3) EX_TEMPFAIL.
 NOT_MINE = 75
@@ -62,9 +62,13 @@ class LastWord:
 
 
 class Spawned(msgspec.Struct):
-    """What a freshly forked worker holds: its request, its job directory, both ends of its progress pipe."""
+    """What a freshly forked worker holds: its request, its job directory, both ends of its progress pipe.
+
+    `job`: the request as its type, where the zygote could read it; else the worker finds out why not.
+    """
 
     request: Request
+    job: JobType | None
     directory: str
     pipe_read: int
     pipe_write: int
@@ -99,41 +103,50 @@ def main(spawned: Spawned) -> NoReturn:
     reporter.on_blocked = taken.retry_report
     try:
         taken.start()
-        os.umask(request.umask)
-        _be_nice(request)
-        job = registry.convert(request.type, request.args)
-        _prepare(worker, job, request, reporter)
-        if request.dry_run:
-            word.result = Result("completed", reporter.report, {"dry_run": True})
-        else:
-            result = job.run(worker)
-            _commit(worker, taken, record, result)
-            word.result = Result("completed", reporter.report, result)
-        word.status = 0
+        word.result = _work(spawned, worker, reporter, lambda result: _commit(worker, taken, record, result))
     except signals.Terminated:
         word.result = Result("aborted", reporter.report, sender=taken.sender)
-        word.status = 128 + 15
-    except Held as error:
-        word.result = _failed(reporter.report, error, resource=error.resource, holder=error.holder)
-    except JobError as error:
-        word.result = _failed(reporter.report, error)
-    except OSError as error:
-        traceback.print_exc()
-        word.result = _failed(reporter.report, from_os_error(error, f"run {request.type}" + _on(error)))
-    except msgspec.ValidationError as error:
-        word.result = _failed(reporter.report, BadArgument(f"cannot run {request.type}: {error}"))
-    except Exception as error:
-        traceback.print_exc()
-        text = f"{type(error).__name__}: {error} (a defect in job type {request.type}; its log has the traceback)"
-        word.result = _failed(reporter.report, JobError(text))
     finally:
         taken.at_top()
+        completed = word.result.outcome == "completed"
         for output in worker.outputs:
-            if word.result.outcome == "completed":
+            if completed:
                 output.close()
             else:
                 output.discard()
+    word.status = 0 if completed else 1
     sys.exit(word.status)
+
+
+def _work(
+    spawned: Spawned, worker: Worker, reporter: Reporter, commit: Callable[[dict[str, Any] | None], None]
+) -> Result:
+    """The job itself; every error but a request to end becomes a result."""
+    request, report = spawned.request, reporter.report
+    try:
+        os.umask(request.umask)
+        _be_nice(request)
+        job = spawned.job or registry.convert(request.type, request.args)
+        _prepare(worker, job, request, reporter)
+        if request.dry_run:
+            return Result("completed", report, {"dry_run": True})
+        result = job.run(worker)
+        commit(result)
+        return Result("completed", report, result)
+    except Held as error:
+        return _failed(report, error, resource=error.resource, holder=error.holder)
+    except JobError as error:
+        return _failed(report, error)
+    except OSError as error:
+        traceback.print_exc()
+        where = f" on {error.filename}" if error.filename else ""
+        return _failed(report, from_os_error(error, f"run {request.type}{where}"))
+    except (msgspec.ValidationError, registry.UnknownType) as error:
+        return _failed(report, BadArgument(f"cannot run {request.type}: {error}"))
+    except Exception as error:
+        traceback.print_exc()
+        text = f"{type(error).__name__}: {error} (a defect in job type {request.type}; its log has the traceback)"
+        return _failed(report, JobError(text))
 
 
 def claim(directory: int, pipe: int) -> int | None:
@@ -154,8 +167,6 @@ def claim(directory: int, pipe: int) -> int | None:
 
 def _prepare(worker: Worker, job: JobType, request: Request, reporter: Reporter) -> None:
     """Lock the declared resources and whatever plan() finds, all in one order, before any work."""
-    from jobvisor_workers.locks import acquire
-
     declared = _declared(job, request)
     report = reporter.report
 
@@ -213,16 +224,13 @@ def _commit(worker: Worker, taken: signals.Signals, record: Any, result: dict[st
     taken.defer()
     if not worker.outputs:
         return
-    record(Commit([output.intent() for output in worker.outputs], result))
-    linked: list[Linked] = []
+    intents = [output.intent() for output in worker.outputs]
+    record(Commit(intents, result))
     for output in worker.outputs:
         try:
-            intent = output.intent()
             output.link()
-            linked.append(intent)
         except OSError as error:
-            for done in linked:
-                os.unlink(os.path.join(done.directory, done.name))
+            undo(intents)
             if isinstance(error, FileExistsError):
                 raise JobError(f"cannot create {output.target}: somebody else made it meanwhile; it was left alone")
             raise from_os_error(error, f"create {output.target}")
@@ -230,10 +238,6 @@ def _commit(worker: Worker, taken: signals.Signals, record: Any, result: dict[st
 
 def _failed(report: Report, error: JobError, **more: Any) -> Result:
     return Result("failed", report, failure=Failure(error.cause, str(error).replace("\n", " "), **more))
-
-
-def _on(error: OSError) -> str:
-    return f" on {error.filename}" if error.filename else ""
 
 
 def _close_all_but(kept: set[int]) -> None:
@@ -255,8 +259,9 @@ def _own_log(directory: int) -> None:
 
 def _name_process(job: int) -> None:
     """So that ps, and whoever meets its lock, sees which job this is (15 bytes at most)."""
-    with open("/proc/self/comm", "w") as file:
-        file.write(f"{WORKER_NAME}{job}")
+    comm = os.open("/proc/self/comm", os.O_WRONLY)
+    os.write(comm, f"{WORKER_NAME}{job}".encode())
+    os.close(comm)
 
 
 def _be_nice(request: Request) -> None:

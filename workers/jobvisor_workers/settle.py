@@ -46,9 +46,16 @@ def settle(life: list[Life]) -> Commit | None:
     for output in commit.outputs:
         if output.temporary:
             _remove(output.directory, output.temporary)
-        if not done and _stands(output):
-            _remove(output.directory, output.name)
+    if not done:
+        undo(commit.outputs)
     return commit if done else None
+
+
+def undo(outputs: list[Linked]) -> None:
+    """Take back the names that were made; a file of somebody else under such a name is left alone."""
+    for output in outputs:
+        if _stands(output):
+            _remove(output.directory, output.name)
 
 
 def _stands(output: Linked) -> bool:

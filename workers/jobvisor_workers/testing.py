@@ -75,8 +75,9 @@ def _relay_and_halt(process: subprocess.Popen[bytes], *how: Any) -> tuple[bytes,
 
 
 def _halt_if_there(worker: Worker) -> None:
-    place = _place()
-    if place and place.phase == _phase and not place.child and worker._reporter.report.processed >= place.after:
+    place, reporter = _place(), worker._reporter
+    if place and place.phase == _phase and not place.child and reporter.report.processed >= place.after:
+        reporter.send()
         _halt()
 
 

@@ -93,12 +93,12 @@ class Worker:
         done = 0
         for start, length in data_extents(volume.fd, 0, volume.size):
             if start > done:
-                self.advance(start - done)
+                self.skip(start - done)
             for offset in range(start, start + length, PIECE):
                 yield offset, min(PIECE, start + length - offset)
             done = start + length
         if volume.size > done:
-            self.advance(volume.size - done)
+            self.skip(volume.size - done)
 
     def child(
         self,
@@ -129,14 +129,14 @@ class Worker:
             report.total, report.processed = total, 0
         self._reporter.send()
 
-    def reached(self, processed: int) -> None:
-        """As `advance`, for a child that tells its position; never backwards.
-
-        A bandwidth limit is the child's to keep: sleeping here would not slow it, and would count its holes.
-        """
-        report = self._reporter.report
-        report.processed = max(report.processed, processed)
+    def skip(self, count: int) -> None:
+        """As `advance`, for bytes that are done without moving (holes, shared blocks): no bandwidth limit counts them."""
+        self._reporter.report.processed += count
         self._reporter.advance_nothing()
+
+    def reached(self, processed: int) -> None:
+        """As `skip`, for a child that tells its position and keeps the bandwidth limit itself; never backwards."""
+        self.skip(max(0, processed - self._reporter.report.processed))
 
     def warn(self, text: str) -> None:
         """Something the user must know although the job goes on."""

@@ -24,6 +24,7 @@ import msgspec
 
 from jobvisor_workers import registry, signals
 from jobvisor_workers.control import Control, belongs, children_of, states
+from jobvisor_workers.jobtype import JobType
 from jobvisor_workers.protocol import (
     VERSION,
     Abort,
@@ -35,6 +36,7 @@ from jobvisor_workers.protocol import (
     FromZygote,
     Hello,
     Refused,
+    Request,
     Resume,
     Signal,
     Spawn,
@@ -222,8 +224,7 @@ class Zygote:
         if message.job in self.children or message.job in self.unacknowledged:
             return
         request = decode_request(_read_all(descriptor) if descriptor is not None else bytes(message.request))
-        if not registry.is_loaded(request.type):
-            self._import(request.type)
+        job = _parsed(request)
         read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signals.block()
         try:
@@ -236,7 +237,7 @@ class Zygote:
             return
         if pid == 0:
             self._let_go()
-            self._spawned = Spawned(request, message.directory, read, write)
+            self._spawned = Spawned(request, job, message.directory, read, write)
             return
         signals.unblock()
         os.close(write)
@@ -262,14 +263,6 @@ class Zygote:
         self._listener.close()
         if self.peer:
             self.peer.close()
-
-    def _import(self, name: str) -> None:
-        """Once, before the fork; a type that cannot be imported is the worker's error to report."""
-        try:
-            registry.get(name)
-            gc.freeze()
-        except Exception:
-            traceback.print_exc()
 
     def _drain_stops(self) -> None:
         try:
@@ -340,9 +333,8 @@ class Zygote:
         """Kill and reap what the worker left: all of it came to this process, the subreaper. True: more to come."""
         leaders = {other.pid for other in self.children.values()}
         while True:
-            strays = [
-                pid for pid in children_of(os.getpid()) if pid not in leaders and belongs(pid, child.pid, child.directory)
-            ]
+            others = [pid for pid in children_of(os.getpid()) if pid not in leaders]
+            strays = [pid for pid in others if belongs(pid, child.pid, child.directory)]
             if not strays:
                 return False
             for pid in strays:
@@ -395,6 +387,20 @@ class Zygote:
             import shutil
 
             shutil.rmtree(self.config.home, ignore_errors=True)
+
+
+def _parsed(request: Request) -> JobType | None:
+    """Here rather than in each worker: what a type needs is imported and made once, and shared by the forks."""
+    try:
+        known = registry.is_loaded(request.type)
+        job = registry.convert(request.type, request.args)
+        job.resources()
+        if not known:
+            gc.freeze()
+        return job
+    except Exception:  # the worker finds it too, and says it as the job's error
+        traceback.print_exc()
+        return None
 
 
 def _descriptor(ancillary: list[tuple[int, int, bytes]]) -> int | None:

@@ -41,9 +41,7 @@ class RunType(click.Command):
         self.job_type = job_type
         self.own = options.of_type(arguments(job_type))
         self.common = options.common(self.own)
-        super().__init__(
-            job_type.name(), params=[*self.own, *self.common], callback=self._start, help=job_type.__doc__
-        )
+        super().__init__(job_type.name(), params=[*self.own, *self.common], callback=self._start, help=job_type.__doc__)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         positional = [each for each in self.own if isinstance(each, click.Argument)]
@@ -56,7 +54,7 @@ class RunType(click.Command):
         ):
             if group:
                 with formatter.section(title):
-                    formatter.write_dl(options.described(group, ctx))
+                    formatter.write_dl(options.described(group, ctx), col_max=options.COLUMN)
 
     def _start(self, **values: Any) -> int:
         own = {parameter.name: values.pop(parameter.name or "") for parameter in self.own}

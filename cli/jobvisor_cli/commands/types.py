@@ -21,7 +21,7 @@ RETRY = {
 }
 
 
-class TypeName(click.ParamType):
+class TypeName(click.ParamType):  # type: ignore[type-arg]
     name = "type"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -84,7 +84,7 @@ def _page(job_type: type[JobType], ctx: click.Context) -> str:
     for title, group in (("Arguments", positional), ("Options", named)):
         if group:
             with formatter.section(title):
-                formatter.write_dl(options.described(group, ctx))
+                formatter.write_dl(options.described(group, ctx), col_max=options.COLUMN)
     formatter.write_paragraph()
     facts = [RETRY[job_type.retry], "it can be suspended" if job_type.can_suspend else "it cannot be suspended"]
     if job_type.delegated:

@@ -55,6 +55,9 @@ class Clone(JobType, tag="clone", frozen=True):
 
     def plan(self, worker: Worker) -> None:
         """Everything that can be known before the first byte: chain, health of the image, room."""
+        if self.reflink and self.sparse is not None:
+            other = "--sparse" if self.sparse else "--no-sparse"
+            raise BadArgument(f"cannot {self._doing} with --reflink and {other}: what is shared keeps its layout")
         chain = chains.open_chain(worker, self.source, self.format, self._doing)
         self._refuse_own_chain(chain)
         if not all(worker.is_locked(image.path) for image in chain):
@@ -197,6 +200,7 @@ class Clone(JobType, tag="clone", frozen=True):
             reflink=self.reflink,
             advance=worker.advance,
             window=Window(target),
+            skip=worker.skip,
         )
         if backing and backing[0] != top.backing:
             qemu_img.rename_backing(worker, target, top.format, backing, self._doing)
