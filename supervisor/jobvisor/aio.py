@@ -103,16 +103,21 @@ async def _to_the_end(function: Callable[[], T]) -> tuple[T, asyncio.CancelledEr
 
 @_documented_by(job.Job)
 class Job(job.Handle):
-    """Made by Supervisor.start and Supervisor.job; equal to any other handle of the same id. Its repr is the last info."""
+    """Made by Supervisor.start and Supervisor.job; equal to any other handle of the same id.
+
+    Its repr shows the state that was seen last.
+    """
 
     def __init__(self, core: Core, info: JobInfo) -> None:
         super().__init__(core, info.id)
-        self._seen = info
+        self._core, self._seen = core, info
 
     async def info(self) -> JobInfo:
         return await self._see(self._core.info(self.id))
 
-    async def wait(self, timeout: float | None = None, *, until: State | str | None = None, check: bool = False) -> JobInfo:
+    async def wait(
+        self, timeout: float | None = None, *, until: State | str | None = None, check: bool = False
+    ) -> JobInfo:
         future, waiter = self._core.wait(self.id, None if until is None else State(until))
         try:
             info = await asyncio.wait_for(self._see(future), timeout)
@@ -303,8 +308,8 @@ class Supervisor:
 
     async def forget(self, *, before: datetime | None = None) -> int:
         jobs = await _answer(self._core.ended_before(before))
-        for job in jobs:
-            await _answer(self._core.forget(job))
+        for each in jobs:
+            await _answer(self._core.forget(each))
         return len(jobs)
 
     async def close(self, *, abort: bool = False) -> None:

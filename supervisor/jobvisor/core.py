@@ -147,6 +147,7 @@ class Core:
             outcome.set_result(None)
 
         outcome: Future[None] = Future()
+        outcome.set_running_or_notify_cancel()
         self.info(id).add_done_callback(found)
         return outcome
 
@@ -164,7 +165,7 @@ class Core:
         return self._submit(lambda: self._engine.schedule.mask(key, path, types))
 
     def events(self, since: int | None, job: int | None) -> EventStream:
-        def older(after: int, before: int | None) -> list[Event]:
+        def older(after: int, before: int) -> list[Event]:
             return self._engine.journal.post(lambda db: store.events(db, after, before)).result()
 
         self._engine.check_open()

@@ -50,6 +50,7 @@ class Hub:
             self._next += 1
             self._ring.append(event)
             for stream in self._streams:
+                stream._progress.pop(info.id, None)
                 stream._wake()
         return event
 
@@ -73,30 +74,37 @@ class Hub:
     def close(self, stream: EventStream) -> None:
         with self._lock:
             self._streams.discard(stream)
+            if stream._last is None:
+                stream._last = self._next - 1
 
     def close_all(self) -> None:
         for stream in list(self._streams):
             stream.close()
 
-    def after(self, number: int) -> tuple[list[Event], bool]:
-        """The kept events behind `number`, and whether some between are only in the journal."""
+    def after(self, number: int) -> tuple[list[Event], int]:
+        """The kept events behind `number`, and the first number that is kept; what is before it is in the journal."""
         with self._lock:
-            first = self._ring[0].number if self._ring else self._next
-            assert first is not None
-            return [event for event in self._ring if (event.number or 0) > number], number + 1 < first
+            return [event for event in self._ring if (event.number or 0) > number], self.first
+
+    @property
+    def first(self) -> int:
+        first = self._ring[0].number if self._ring else self._next
+        assert first is not None
+        return first
 
 
 class EventStream:
     """Iterate to get events as they come; use as a context manager; `close()` from any thread ends the iteration."""
 
     def __init__(
-        self, hub: Hub, *, since: int | None, job: int | None, older: Callable[[int, int | None], list[Event]]
+        self, hub: Hub, *, since: int | None, job: int | None, older: Callable[[int, int], list[Event]]
     ) -> None:
         """`since`: deliver first what came after that number; `older`: reads the journal."""
         self._hub, self._job, self._older = hub, job, older
         self._after = since
-        self._replay = since is not None
+        self._last: int | None = None
         self._pending: deque[Event] = deque()
+        self._taking = threading.Lock()
         self._progress: dict[int, Event] = {}
         self._closed = False
         self._news = threading.Condition()
@@ -111,16 +119,27 @@ class EventStream:
 
     def poll(self) -> Event | None:
         """The next event if there is one now. State events go before progress."""
-        if not self._pending:
-            self._fetch()
-        if self._pending:
+        self.catch_up()
+        try:
             return self._pending.popleft()
-        if self._progress:
-            try:
-                return self._progress.pop(next(iter(self._progress)))
-            except (KeyError, RuntimeError, StopIteration):  # the pump put one in at this moment
-                return None
-        return None
+        except IndexError:
+            pass
+        try:
+            return self._progress.pop(next(iter(self._progress)))
+        except (KeyError, RuntimeError, StopIteration):  # none, or the pump put one in at this moment
+            return None
+
+    @property
+    def is_behind(self) -> bool:
+        """True when `poll` has to read the journal, which blocks."""
+        assert self._after is not None
+        return not self._pending and self._after + 1 < self._hub.first
+
+    def catch_up(self) -> None:
+        """Get what came meanwhile; by any thread, and by several at once."""
+        with self._taking:
+            if not self._pending:
+                self._fetch()
 
     @property
     def closed(self) -> bool:
@@ -163,14 +182,17 @@ class EventStream:
 
     def _fetch(self) -> None:
         assert self._after is not None
-        events, gap = self._hub.after(self._after)
-        if gap and self._replay:
-            older = self._older(self._after, events[0].number if events else None)
-            events = older + events
-        self._replay = self._replay and not events
+        events, first = self._hub.after(self._after)
+        if self._after + 1 < first:
+            events = self._older(self._after, first) + events
+            self._after = first - 1
         if events:
             self._after = events[-1].number
-        self._pending.extend(event for event in events if self._job in (None, event.job.id))
+        self._pending.extend(event for event in events if self._is_wanted(event))
+
+    def _is_wanted(self, event: Event) -> bool:
+        assert event.number is not None
+        return self._job in (None, event.job.id) and (self._last is None or event.number <= self._last)
 
     def _wake(self) -> None:
         with self._news:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from jobvisor.errors import HomeInUse, HomeUnusable
-from jobvisor_workers.signals import command_line
+from jobvisor_workers.holders import flock_holder
 
 NFS_MAGIC = 0x6969
 
@@ -29,7 +29,7 @@ def default_home() -> Path:
 class Home:
     """The directories of one home, and the lock that makes it ours.
 
-    journal.sqlite · jobs/<id>/{request,life,result,exit,log} · run/ (0700: zygote sockets, locks)
+    journal.sqlite · jobs/<id>/{request,life,result,exit,log} · run/ (0700: zygote sockets and log)
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -63,25 +63,14 @@ class Home:
             self._lock = -1
 
     def _take(self) -> int:
-        path = self.run / "supervisor.lock"
-        while True:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                text = os.pread(lock, 64, 0).decode(errors="replace").strip()
-                os.close(lock)
-                pid = int(text) if text.isdigit() else None
-                raise HomeInUse(str(self.path), pid, command_line(pid) if pid else "")
-            # A run directory that was wiped and made again has a new inode under the same name.
-            try:
-                if os.path.samestat(os.fstat(lock), os.stat(path)):
-                    break
-            except FileNotFoundError:
-                pass
+        """Lock the directory itself: a file below it could be removed by somebody who cleans up, and made again."""
+        lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = flock_holder(lock)
             os.close(lock)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+            raise HomeInUse(str(self.path), holder.pid if holder else None, holder.command if holder else "")
         return lock
 
 

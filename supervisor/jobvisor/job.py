@@ -12,12 +12,25 @@ if TYPE_CHECKING:
     from jobvisor.supervisor import Supervisor
 
 
-class Job:
+class Handle:
+    """What the handles for threads and for asyncio have in common."""
+
+    def __init__(self, owner: object, id: int) -> None:
+        self._owner, self.id = owner, id
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Handle) and (other._owner, other.id) == (self._owner, self.id)
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
+class Job(Handle):
     """Made by Supervisor.start and Supervisor.job; equal to any other handle of the same id."""
 
     def __init__(self, supervisor: Supervisor, id: int) -> None:
+        super().__init__(supervisor, id)
         self._supervisor = supervisor
-        self.id = id
 
     def info(self) -> JobInfo:
         """All that is known now. Raises NoSuchJob when it was forgotten."""
@@ -57,14 +70,11 @@ class Job:
         """Remove all that is known of an ended job. Raises WrongState."""
         self._supervisor._forget(self.id)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Job) and (other._supervisor, other.id) == (self._supervisor, self.id)
-
-    def __hash__(self) -> int:
-        return hash(self.id)
-
     def __repr__(self) -> str:
-        return describe(self.id, self._supervisor)
+        try:
+            return describe(self.info())
+        except JobvisorError:  # forgotten, or the supervisor was closed
+            return f"<Job {self.id}>"
 
 
 def checked(info: JobInfo) -> JobInfo:
@@ -76,10 +86,6 @@ def checked(info: JobInfo) -> JobInfo:
     return info
 
 
-def describe(id: int, supervisor: Supervisor) -> str:
-    """<Job 7 clone running>; without type and state when they cannot be had."""
-    try:
-        info = supervisor._info(id)
-    except JobvisorError:
-        return f"<Job {id}>"
-    return f"<Job {id} {info.type} {info.state}>"
+def describe(info: JobInfo) -> str:
+    """<Job 7 clone running>."""
+    return f"<Job {info.id} {info.type} {info.state}>"

@@ -121,10 +121,9 @@ def log_event(db: sqlite3.Connection, event: Event) -> None:
         db.execute("DELETE FROM events WHERE number<=?", (event.number - EVENTS_KEPT,))
 
 
-def events(db: sqlite3.Connection, after: int, before: int | None) -> list[Event]:
-    rows = db.execute(
-        "SELECT content FROM events WHERE number>? AND number<? ORDER BY number", (after, before or 1 << 62)
-    )
+def events(db: sqlite3.Connection, after: int, before: int) -> list[Event]:
+    """Those numbered between the two, both not included."""
+    rows = db.execute("SELECT content FROM events WHERE number>? AND number<? ORDER BY number", (after, before))
     return [decode_event(row[0]) for row in rows]
 
 

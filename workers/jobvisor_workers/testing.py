@@ -17,6 +17,7 @@ import msgspec
 
 from jobvisor_workers import children
 from jobvisor_workers.control import MARK
+from jobvisor_workers.progress import Reporter
 from jobvisor_workers.worker import Worker
 
 PLACE = "halt"
@@ -41,28 +42,26 @@ class Halted(msgspec.Struct, frozen=True):
 
 
 _phase: str | None = None
-_begin_phase, _reached, _relay = Worker.phase, Worker.reached, children._relay
+_awaited: Place | None = None
+_begin_phase, _advance, _relay = Worker.phase, Reporter._advance, children._relay
 
 
 def _phase_and_halt(worker: Worker, name: str, total: int | None = None) -> None:
-    global _phase
+    global _phase, _awaited
     _begin_phase(worker, name, total)
-    _phase = name
-    advance = worker.advance
-    _halt_if_there(worker)
-
-    def advance_and_halt(count: int) -> None:
-        advance(count)
-        _halt_if_there(worker)
-
     place = _place()
-    if place and place.phase == name and not place.child:
-        worker.advance = advance_and_halt
+    _phase, _awaited = name, place if place and place.phase == name and not place.child else None
+    worker._reporter.advance_nothing()
 
 
-def _reached_and_halt(worker: Worker, processed: int) -> None:
-    _reached(worker, processed)
-    _halt_if_there(worker)
+def _advance_and_halt(reporter: Reporter, count: int) -> None:
+    """All that tells of bytes comes here."""
+    global _awaited
+    _advance(reporter, count)
+    if _awaited and reporter.report.processed >= _awaited.after:
+        _awaited = None
+        reporter.send()
+        _halt()
 
 
 def _relay_and_halt(process: subprocess.Popen[bytes], *how: Any) -> tuple[bytes, bytes]:
@@ -72,13 +71,6 @@ def _relay_and_halt(process: subprocess.Popen[bytes], *how: Any) -> tuple[bytes,
         _halt(process.pid)
         process.send_signal(signal.SIGCONT)
     return _relay(process, *how)
-
-
-def _halt_if_there(worker: Worker) -> None:
-    place, reporter = _place(), worker._reporter
-    if place and place.phase == _phase and not place.child and reporter.report.processed >= place.after:
-        reporter.send()
-        _halt()
 
 
 def _place() -> Place | None:
@@ -110,6 +102,6 @@ def _halt(child: int | None = None) -> None:
         time.sleep(LOOK)
 
 
-Worker.phase = _phase_and_halt  # type: ignore[method-assign]
-Worker.reached = _reached_and_halt  # type: ignore[method-assign]
-children._relay = _relay_and_halt
+Worker.phase = _phase_and_halt  # type: ignore[method-assign, assignment]
+Reporter._advance = _advance_and_halt  # type: ignore[method-assign, assignment]
+children._relay = _relay_and_halt  # type: ignore[assignment]

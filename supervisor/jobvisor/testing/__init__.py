@@ -1,7 +1,7 @@
 """A pytest plugin: real supervisors and real worker processes in tests, and the proof that nothing is left of them.
 
-Installing jobvisor is enough. Fixtures: `supervisor`, `job_type`. To be imported from here: `job_type` (the same, for the
-top level of a test module), `kill_at`, `halt_at`, `wait_until`, `processes_of`, `locks_below`.
+Installing jobvisor is enough. Fixtures: `supervisor`, `job_type`. To be imported from here: `job_type` (the same, for
+the top level of a test module), `kill_at`, `halt_at`, `wait_until`, `processes_of`, `locks_below`.
 
     from jobvisor.testing import job_type, kill_at
 

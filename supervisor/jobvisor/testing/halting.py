@@ -93,8 +93,8 @@ class Halt:
 def halt_at(supervisor: Supervisor, phase: str, *, after: int = 0, child: bool = False) -> Iterator[Halt]:
     """The first job that comes to a place waits there until the with block is left.
 
-    The place: the beginning of `phase`, or where `after` bytes of the job are done in it, or (`child`) where it has just
-    started a program, which is then in SIGSTOP.
+    The place: the beginning of `phase`, or where `after` bytes of the job are done in it, or (`child`) where it has
+    just started a program, which is then in SIGSTOP.
 
         with halt_at(supervisor, "copy") as halt:
             supervisor.start(XorCopy(source, target))
@@ -124,7 +124,7 @@ def kill_at(
     who: Literal["worker", "child", "zygote"] = "worker",
     timeout: float = 30.0,
 ) -> Iterator[Death]:
-    """Send a signal to a job's worker, its child, or the zygote, while the job is in `phase`. Start the job in the block.
+    """Send a signal to a job's worker, its child, or the zygote, while the job is in `phase`; start it in the block.
 
     At the end of the block the job is waited for, which is final then; after a zygote's death it goes on, and is not.
     AssertionError when no job comes to the phase (`after` so many bytes), or when the phase at its death was another.

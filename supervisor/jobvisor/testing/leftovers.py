@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def processes_of(home: str | os.PathLike[str]) -> list[Process]:
     return found
 
 
-def locks_below(directory: str | os.PathLike[str], pids: set[int] = frozenset()) -> dict[Lock, str]:  # type: ignore[assignment]
+def locks_below(directory: str | os.PathLike[str], pids: Container[int] = ()) -> dict[Lock, str]:
     """The locks on files below a directory, with their paths; and those that were taken by one of `pids`, wherever."""
     paths = {}
     device = _mounted_device(os.fspath(directory))
@@ -92,9 +92,9 @@ def locks_below(directory: str | os.PathLike[str], pids: set[int] = frozenset())
             if match:
                 kind, mode, pid, major, minor, inode = match.groups()
                 lock = Lock(kind, mode, int(pid), (int(major, 16), int(minor, 16)), int(inode))
-                path = paths.get((lock.device, lock.inode))
-                if path or lock.pid in pids:
-                    found[lock] = path or f"inode {major}:{minor}:{inode}"
+                where = paths.get((lock.device, lock.inode))
+                if where or lock.pid in pids:
+                    found[lock] = where or f"inode {major}:{minor}:{inode}"
     return found
 
 
@@ -134,7 +134,7 @@ class Before:
     def transient(self) -> list[str]:
         """Processes and locks that are there now; they may need a moment to go."""
         left = [str(process) for process in processes_of(self.home)]
-        locks = locks_below(self.directory, set(_workers_of(self.home)))
+        locks = locks_below(self.directory, _workers_of(self.home))
         return left + [f"{lock} on {path}" for lock, path in locks.items() if lock not in self.locks]
 
     def lasting(self) -> list[str]:
