@@ -1,15 +1,13 @@
-"""Writes docs/states.md from the tables that the supervisor works with; a test compares the two.
-
-    python docs/generate_states.py
-"""
+"""Writes docs/states.md from the tables that the supervisor works with; a test compares the two. Run it after a change of these."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from jobvisor import errors
-from jobvisor.states import ALLOWED, FINAL, MEANING, NEXT, Cause, State, Verb
+from jobvisor.states import ALLOWED, MEANING, NEXT, Cause, State, Verb
 
 PAGE = Path(__file__).with_name("states.md")
 
@@ -19,70 +17,95 @@ CAUSES = {
     Cause.NO_SPACE: "the filesystem, a quota or a file-size limit is at its end",
     Cause.IO_ERROR: "the device or the filesystem reported a defect",
     Cause.TIME_LIMIT: "the job's own time limit was over",
-    Cause.STALLED: "reserved: nothing gives it yet",
-    Cause.OOM: "reserved: nothing gives it yet; a worker that the kernel kills for want of memory is `killed`",
-    Cause.CRASHED: "the worker died of its own doing (SIGSEGV, SIGABRT…), or left without a word; its log may tell more",
-    Cause.KILLED: "the worker got a SIGKILL that jobvisor did not send: from a person, or the kernel out of memory",
-    Cause.OUTSIDER_SIGNAL: "somebody else's signal: `aborted` when the worker got TERM, INT or HUP (`ended_by` names the "
-    "sender); `failed` when it got another one, or when one of its programs was ended",
-    Cause.WORKER_LOST: "the worker died while neither supervisor nor zygote lived, or three workers died before they began",
+    Cause.STALLED: "reserved; nothing gives it yet",
+    Cause.OOM: "reserved; nothing gives it yet: what the kernel kills for want of memory is `killed`",
+    Cause.CRASHED: "the worker died of its own doing (SIGSEGV, SIGABRT…), or left without a word: see its log",
+    Cause.KILLED: "the worker got a SIGKILL that jobvisor did not send: from somebody, or from a kernel out of memory",
+    Cause.OUTSIDER_SIGNAL: "somebody else's signal. `aborted`: the worker got TERM, INT or HUP; `ended_by` names the "
+    "sender where the worker could still say it. `failed`: it died of another one, or one of its programs was ended",
+    Cause.WORKER_LOST: "the worker died while nobody watched, or three of them died before they could begin",
     Cause.HOST_REBOOT: "the host was started anew while the job ran",
 }
 
-VERBS = f"""\
-Each verb returns when it is *true*, not when it was requested: `suspend` when every thread was seen stopped, `abort`
-when the last process is gone. `wait=False` returns at once.
+TEMPLATE = """\
+<!-- Made by docs/generate_states.py from supervisor/jobvisor/states.py and errors.py: edit those, and run it. -->
+# States, verbs, causes, exit codes
 
-- `suspend` of a `{State.QUEUED}` job holds it there, and `resume` releases it; resume of one that is not held is refused. A job
-  type with `can_suspend = False` answers with a UsageError.
-- `suspend` of a `{State.STARTING}` job waits for the worker's claim.
-- `abort` of an `{State.ABORTING}` job is how `force=True` (SIGKILL now) follows a polite one.
-- `retry` starts a new job with `retry_of`; a job type with `retry = "never"` answers with a UsageError.
-- A verb that does not fit is a WrongState error with the job's id, its state, the verb and what is allowed instead."""
+## What a state allows
+
+{states}
+
+A verb returns when it is *true*: `suspend` when every thread was seen stopped, `abort` when the last process is gone.
+With `wait=False` it returns when it is requested. One that does not fit raises `WrongState`, which says what would.
+
+- `suspend` of a `queued` job holds it in the queue, and only then is there something to `resume`. Of a `starting` job
+  it waits for the worker. A job type that a stop would harm (`can_suspend = False`) answers with `UsageError`.
+- `abort` of an `aborting` job is there for `force=True`: SIGKILL now.
+- `retry` makes a new job, whose `retry_of` is the old one's id. A job type that is never to be repeated as it was
+  (`retry = "never"`) answers with `UsageError`.
+
+## Which state may follow which
+
+{transitions}
+
+Every accepted job reaches exactly one of the last three, and stays there. A suspended job returns to the state that it
+was stopped in. One whose checks find further files (a backing chain) goes from `running` back to `waiting` when these
+are in use.
+
+## Causes
+
+Why a job is `failed`, or `aborted` by somebody else; null when it completed or was aborted on request.
+
+{causes}
+
+## Errors and exit codes
+
+{errors}
+
+All derive from `JobvisorError` and have `exit_code` and a stable word, `code`. `NotPermitted` is for the daemon to
+come: the library itself does not raise it.
+
+`jobvisor run` leaves with 0 when the job completed, 1 when it failed, 2 for a wrong command line (there is no job
+then), 3 when it was aborted, 6 when it failed because a volume is in use. After ^C or SIGTERM it aborts the job and then
+dies of that signal, so that a shell's loop ends: 130 or 143.
+"""
 
 
 def page() -> str:
     """The whole page."""
-    return "\n".join(_lines()) + "\n"
+    states = [
+        [f"`{state}`", MEANING[state], *("✔" if verb in ALLOWED[state] else "–" for verb in Verb)] for state in State
+    ]
+    transitions = [[f"`{state}`", _names(NEXT[state])] for state in State]
+    return TEMPLATE.format(
+        states=_table(["state", "meaning", *Verb], states),
+        transitions=_table(["from", "to"], transitions),
+        causes=_table(["cause", "what happened"], [[f"`{cause}`", CAUSES[cause]] for cause in Cause]),
+        errors=_table(["error", "exit code", "word", "meaning", "fields, bases"], _errors()),
+    )
 
 
-def _lines() -> Iterator[str]:
-    yield "<!-- Made by docs/generate_states.py from supervisor/jobvisor/states.py and errors.py; edit those. -->"
-    yield from ("# States, verbs, causes, exit codes", "", "## States and what they allow", "")
-    rows = [[f"`{state}`", MEANING[state], *("✔" if verb in ALLOWED[state] else "–" for verb in Verb)] for state in State]
-    yield from _table(["state", "meaning", *Verb], rows)
-    yield from ("", VERBS, "", "## Which state may follow which", "")
-    yield from _table(["from", "to"], [[f"`{state}`", _names(NEXT[state]) or "– (final)"] for state in State])
-    yield from ("", "Back to `queued` or `starting`, and to `waiting` from `running`, goes only a job whose worker is another")
-    yield "one than before (it died before it could claim the job), or that has to lock again what its `plan` found."
-    yield from ("", "## Causes", "", f"`cause` says why a job is {_names(FINAL - {State.COMPLETED}, ' or ')}; it is null")
-    yield from ("when it completed, and when it was aborted on request.", "")
-    yield from _table(["cause", "what happened"], [[f"`{cause}`", CAUSES[cause]] for cause in Cause])
-    yield from ("", "## Errors and exit codes", "", "Every error of the library has an `exit_code` and a stable word, `code`.", "")
-    yield from _table(["error", "exit code", "code", "meaning"], [*map(_error_row, _errors())])
-    yield from ("", "`jobvisor run` leaves with 0 when the job completed, 1 failed, 2 wrong command line (no job was made), 3")
-    yield "aborted, 6 failed because a volume is in use; after ^C or SIGTERM it dies of that signal (130, 143 in a shell)."
+def _errors() -> list[list[str]]:
+    """One row per line of the tree in the module's docstring, which has to agree with the classes."""
+    rows = []
+    for line in (errors.__doc__ or "").splitlines():
+        if found := re.fullmatch(r"[├└]── (\w+) +(\d) +(.+?)(?:  +(.*))?", line):
+            name, exit_code, meaning, more = found.groups(default="")
+            error: type[errors.JobvisorError] = getattr(errors, name)
+            assert error.exit_code == int(exit_code), name
+            rows.append([f"`{name}`", exit_code, f"`{error.code}`", meaning, more])
+    assert len(rows) == len(errors.JobvisorError.__subclasses__())
+    return rows
 
 
-def _errors() -> list[type[errors.JobvisorError]]:
-    """In the order of the exit codes."""
-    return sorted(errors.JobvisorError.__subclasses__(), key=lambda error: error.exit_code)
+def _names(states: frozenset[State]) -> str:
+    return ", ".join(f"`{state}`" for state in State if state in states) or "–"
 
 
-def _error_row(error: type[errors.JobvisorError]) -> list[str]:
-    also = "".join(f" (also {base.__name__})" for base in error.__bases__[1:])
-    summary = (error.__doc__ or "").split("\n")[0]
-    return [f"`{error.__name__}`{also}", str(error.exit_code), f"`{error.code}`", summary]
-
-
-def _names(states: frozenset[State], between: str = ", ") -> str:
-    return between.join(f"`{state}`" for state in State if state in states)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    for row in (head, ["---"] * len(head), *rows):
-        yield f"| {' | '.join(row)} |"
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    titles = list(head)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows))
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    PAGE.write_text(page(), encoding="utf-8")

@@ -172,6 +172,7 @@ class EventStream:
 
     @property
     def closed(self) -> bool:
+        """True after `close`, also that of the supervisor; what is already there is still delivered."""
         return self._stream.closed
 
     async def next(self, timeout: float | None = None) -> Event | None:

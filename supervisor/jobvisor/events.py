@@ -143,6 +143,7 @@ class EventStream:
 
     @property
     def closed(self) -> bool:
+        """True after `close`, also that of the supervisor; what is already there is still delivered."""
         return self._closed
 
     def next(self, timeout: float | None = None) -> Event | None:
@@ -183,11 +184,9 @@ class EventStream:
     def _fetch(self) -> None:
         assert self._after is not None
         events, first = self._hub.after(self._after)
-        if self._after + 1 < first:
-            events = self._older(self._after, first) + events
-            self._after = first - 1
-        if events:
-            self._after = events[-1].number
+        older = self._older(self._after, first) if self._after + 1 < first else []
+        self._after = events[-1].number if events else max(self._after, first - 1)
+        events = older + events
         self._pending.extend(event for event in events if self._is_wanted(event))
 
     def _is_wanted(self, event: Event) -> bool:

@@ -128,7 +128,7 @@ class Escape(JobType, tag="test-escape"):
             time.sleep(3600)
 
 
-def started(supervisor: Supervisor, name: str, phase: str, **args: object) -> Job:
+def started(supervisor: Supervisor, name: str, phase: str, **args: Any) -> Job:
     """A job that is known to be in a phase."""
     with supervisor.events() as events:
         job = supervisor.start(name, **args)

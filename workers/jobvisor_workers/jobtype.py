@@ -73,7 +73,7 @@ def byte_size(description: str, *, least: int = 0) -> Meta:
     return Meta(description=description, ge=least, extra={"unit": "bytes"})
 
 
-class JobType(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
+class JobType(Struct, forbid_unknown_fields=True, tag_field="type"):
     """Base of all job types; subclass with `tag="name"`, a docstring and `run`."""
 
     #: What may happen to a job of this type that failed: never | restart (from the beginning) | continue.

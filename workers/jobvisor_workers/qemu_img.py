@@ -5,7 +5,9 @@ file.locking=off: the worker's own locks would block qemu-img, and what is locke
 7.2:
 
 - A qcow2 cut off in the middle converts with exit status 0 and zeroes for what is lost: `sound` looks first.
-- A conversion does not flush; who started it must.
+- A conversion leaves its data in memory, without bound and without flushing: 4 GiB then took up to 2.5 s to be thrown
+  away at an abort, and longer to be written by the closing fsync. With O_DIRECT and writes out of order (-t none -W)
+  nothing piles up, and 1 GiB and its fsync took 0.9 s instead of 1.5 to 3.5.
 - `create` truncates its file to nothing, which makes ext4 flush all of it later, and takes locks of its own. So the
   empty container is made in memory and its few bytes are copied to where they belong.
 """
@@ -234,7 +236,6 @@ def convert(
     *,
     fill: bool = False,
     doing: str,
-    on_tick: Callable[[], None] | None = None,
 ) -> None:
     """Bring what the guest sees of chain[0] into `target`, the container that `empty` made; progress is told.
 
@@ -245,7 +246,10 @@ def convert(
     argv = ["qemu-img", "convert", "-n", "-p", "-O", target.format]
     argv += ["-B", top.backing or "", "-F", below[0].format] if below else ["--target-is-zero"]
     argv += ["-S", "0"] if fill else []
-    argv += ["-c"] if top.details.get("create-type") == "streamOptimized" else []
+    if top.details.get("create-type") == "streamOptimized":
+        argv += ["-c"]
+    elif _takes_direct(target.fd):
+        argv += ["-t", "none", "-W"]
     argv += ["-r", str(worker.bandwidth)] if worker.bandwidth else []
     rest = b""
 
@@ -256,7 +260,7 @@ def convert(
             worker.reached(int(top.size * float(seen[-1]) / 100))
 
     source, written = _node(chain), _node([target, *below])
-    finished = worker.child([*argv, _named(source), _named(written)], on_stdout=relay, on_tick=on_tick)
+    finished = worker.child([*argv, _named(source), _named(written)], on_stdout=relay)
     if finished.status:
         raise _failure(finished, doing)
 
@@ -279,6 +283,14 @@ def rename_backing(worker: Worker, target: int, format: str, backing: tuple[str,
     finished = worker.child(argv, descriptors=[target])
     if finished.status:
         raise _failure(finished, doing)
+
+
+def _takes_direct(fd: int) -> bool:
+    try:
+        os.close(os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC))
+    except OSError:  # FUSE, older tmpfs
+        return False
+    return True
 
 
 def _switch(on: bool) -> str:

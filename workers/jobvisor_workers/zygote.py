@@ -224,7 +224,7 @@ class Zygote:
         if message.job in self.children or message.job in self.unacknowledged:
             return
         request = decode_request(_read_all(descriptor) if descriptor is not None else bytes(message.request))
-        job = _parsed(request)
+        parsed = _parsed(request)
         read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signals.block()
         try:
@@ -237,7 +237,7 @@ class Zygote:
             return
         if pid == 0:
             self._let_go()
-            self._spawned = Spawned(request, job, message.directory, read, write)
+            self._spawned = Spawned(request, parsed, message.directory, read, write)
             return
         signals.unblock()
         os.close(write)

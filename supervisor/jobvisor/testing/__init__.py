@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ from jobvisor.testing.scratch import Scratch, importable, job_type, modules_of
 
 if TYPE_CHECKING:
     from jobvisor.supervisor import Supervisor
-    from jobvisor.testing.leftovers import Before, Lock, Process, kill_processes_of, locks_below, processes_of
+    from jobvisor.testing.leftovers import Lock, Process, kill_processes_of, locks_below, processes_of
 
 __all__ = [
     "Death",
@@ -45,6 +46,7 @@ __all__ = [
     "kill_at",
     "kill_processes_of",
     "locks_below",
+    "nothing_left",
     "processes_of",
     "wait_until",
 ]
@@ -73,22 +75,18 @@ def supervisor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Super
     the names of what is left.
     """
     from jobvisor.supervisor import Supervisor
-    from jobvisor.testing.leftovers import Before
 
     types = [MODULE, *modules_of(_module(request))]
     scratch: Scratch | None = None
     if "job_type" in request.fixturenames:
         scratch = request.getfixturevalue("job_type")
         types = list(dict.fromkeys([*types, importable(_module(request)), str(scratch.path)]))
-    before = Before(tmp_path / "home", tmp_path)
-    supervisor = Supervisor(before.home, types=types, grace=GRACE)
-    if scratch:
-        scratch.is_late = lambda: bool(supervisor._core.zygotes().result())
-    yield supervisor
-    _end(supervisor, before, types)
-    left = _leftovers(before)
-    if left:
-        pytest.fail(f"the test left behind, of the supervisor in {before.home}: {'; '.join(left)}", pytrace=False)
+    with nothing_left(tmp_path / "home", tmp_path):
+        supervisor = Supervisor(tmp_path / "home", types=types, grace=GRACE)
+        if scratch:
+            scratch.is_late = lambda: bool(supervisor._core.zygotes().result())
+        yield supervisor
+        _end(supervisor)
 
 
 @pytest.fixture(name="job_type")
@@ -111,7 +109,30 @@ def _module(request: pytest.FixtureRequest) -> ModuleType:
     return module
 
 
-def _end(supervisor: Supervisor, before: Before, types: list[str]) -> None:
+@contextmanager
+def nothing_left(home: Path, directory: Path) -> Iterator[None]:
+    """For tests that make their own supervisors: at the end of the block nothing is left of a home, or the test fails.
+
+    `directory`: below it there is to be no lock, temporary file or open descriptor that was not there before.
+    """
+    from jobvisor.testing.leftovers import Before, kill_processes_of
+
+    before = Before(home, directory)
+    try:
+        yield
+        gc.collect()
+        try:
+            wait_until(lambda: not before.transient(), SETTLES)
+            left = before.lasting()
+        except AssertionError:
+            left = before.transient() + before.lasting()
+    finally:
+        kill_processes_of(home)
+    if left:
+        pytest.fail(f"the test left behind, of the supervisor in {home}: {'; '.join(left)}", pytrace=False)
+
+
+def _end(supervisor: Supervisor) -> None:
     """Abort everything, also when the test has closed the supervisor and its jobs ran on."""
     from jobvisor.errors import HomeInUse
     from jobvisor.supervisor import Supervisor
@@ -119,21 +140,8 @@ def _end(supervisor: Supervisor, before: Before, types: list[str]) -> None:
 
     if not supervisor.closed:
         supervisor.close(abort=True)
-    elif processes_of(before.home):
+    elif processes_of(supervisor.home):
         try:
-            Supervisor(before.home, types=types, grace=GRACE).close(abort=True)
+            Supervisor(supervisor.home, types=supervisor._core.types, grace=GRACE).close(abort=True)
         except HomeInUse:  # by one that the test made and did not close: its processes and locks will be named
             pass
-
-
-def _leftovers(before: Before) -> list[str]:
-    from jobvisor.testing.leftovers import kill_processes_of
-
-    gc.collect()
-    try:
-        wait_until(lambda: not before.transient(), SETTLES)
-        left = []
-    except AssertionError:
-        left = before.transient()
-    kill_processes_of(before.home)
-    return left + before.lasting()

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from jobvisor_workers.data import libc, reflink
-from jobvisor_workers.data.extents import data_extents, read_ahead
+from jobvisor_workers.data.cache import Reading
+from jobvisor_workers.data.extents import data_extents
 from jobvisor_workers.data.second import SecondThread
 from jobvisor_workers.data.window import Window
 from jobvisor_workers.data.zeros import ZeroRanges, data_runs, is_zero, preallocate, reserve, zero_out
@@ -19,7 +20,6 @@ MIB: Final = 1 << 20
 STEP: Final = 4 * MIB
 #: Bytes per read and write: they stay in the processor's cache between the two.
 PIECE: Final = 512 << 10
-READ_AHEAD: Final = 16 * MIB
 
 #: f_type where a server copies on its own: NFS, SMB, SMB2, Ceph, FUSE. Elsewhere copy_file_range moves pages through
 #: the page cache, slower than two threads that read and write, and it writes zeros.
@@ -69,6 +69,7 @@ class _Copy:
         self.source, self.target, self.size = source, target, size
         self.sparse, self.reflink = sparse, reflink
         self.advance, self.skip, self.window = advance, skip, window
+        self.reading = Reading(source, size)
         self.position = 0
         # What makes holes, and zeros inside data, read as zeros; None where the target does so as it is.
         self.holes: ZeroRanges | None = None
@@ -84,7 +85,7 @@ class _Copy:
         offload = self.may_offload()
         first, second = _Mover(self, offload), _Mover(self, offload)
         extents = data_extents(self.source, self.position, self.size)
-        steps = read_ahead(self.source, extents, STEP, READ_AHEAD)
+        steps = self.reading.steps(extents, STEP)
         # Both threads take one step, then meet: the limit on bandwidth, which sleeps in `advance`, holds for both.
         with SecondThread[tuple[int, int], list[tuple[int, int]]](lambda step: second.move(*step)) as thread:
             for step in steps:
@@ -151,6 +152,7 @@ class _Copy:
                 self.zeros.add(*zero)
         if self.window:
             self.window.note(offset, length)
+        self.reading.done(offset, length)
         self.position = offset + length
         self.advance(length)
 

@@ -17,7 +17,7 @@ from jobvisor_workers.qemu_img import Format, Image
 from jobvisor_workers.worker import Worker
 
 
-class Checksum(JobType, tag="checksum", frozen=True):
+class Checksum(JobType, tag="checksum"):
     """Compute the digest of a volume.
 
     Of the file or device itself, as sha256sum and its kin would; or with --content of what a guest sees in it, backing

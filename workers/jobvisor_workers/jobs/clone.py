@@ -21,7 +21,7 @@ from jobvisor_workers.worker import Volume, Worker
 STEP = 32 * MIB
 
 
-class Clone(JobType, tag="clone", frozen=True):
+class Clone(JobType, tag="clone"):
     """Copy a volume to a new one of the same format.
 
     A raw volume is copied byte by byte; where the filesystem can share blocks (xfs, btrfs) that is done instead. Other
@@ -174,13 +174,7 @@ class Clone(JobType, tag="clone", frozen=True):
         finally:
             os.close(header)
         written = Image(self.target, target, top.format, top.size, length, backing=top.backing)
-
-        def write_back() -> None:
-            libc.sync_file_range(target, 0, 0, libc.SYNC_WRITE)
-
-        qemu_img.convert(
-            worker, [top, *chain[1:]], written, fill=self.sparse is False, doing=self._doing, on_tick=write_back
-        )
+        qemu_img.convert(worker, [top, *chain[1:]], written, fill=self.sparse is False, doing=self._doing)
         worker.reached(top.size)
         worker.phase("sync")
         window = Window(target, STEP)

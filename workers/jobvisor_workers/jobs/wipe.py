@@ -19,7 +19,7 @@ from jobvisor_workers.worker import Volume, Worker
 TOLD_EVERY = 0.02
 
 
-class Wipe(JobType, tag="wipe", frozen=True):
+class Wipe(JobType, tag="wipe"):
     """Overwrite a volume so that its data cannot be read back.
 
     All bytes of the file or device are overwritten, holes too, and its length stays. An image in another format than
