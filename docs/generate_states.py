@@ -1,4 +1,4 @@
-"""Writes docs/states.md from the tables that the supervisor works with; a test compares the two. Run it after a change of these."""
+"""Writes docs/states.md from the tables that the supervisor works with; run it when one of them has changed."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ All derive from `JobvisorError` and have `exit_code` and a stable word, `code`. 
 come: the library itself does not raise it.
 
 `jobvisor run` leaves with 0 when the job completed, 1 when it failed, 2 for a wrong command line (there is no job
-then), 3 when it was aborted, 6 when it failed because a volume is in use. After ^C or SIGTERM it aborts the job and then
-dies of that signal, so that a shell's loop ends: 130 or 143.
+then), 3 when it was aborted, 6 when it failed because a volume is in use. After ^C or SIGTERM it aborts the job and
+then dies of that signal, so that a shell's loop ends: 130 or 143.
 """
 
 

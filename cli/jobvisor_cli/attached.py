@@ -185,8 +185,7 @@ class Attached:
     def _stop(self) -> None:
         """The job is suspended: now the command stops, as ^Z stops any other; returns after fg or bg."""
         if not self._hung_up:
-            self._shown.say("suspended; fg or bg lets it go on")
-            self._shown.hide()
+            self._shown.stopping()
             self._inbox.stop_self()
         numbers = [number for number in self._inbox.wait(0) if number != signal.SIGTSTP]
         if not {signal.SIGINT, signal.SIGTERM} & set(numbers):

@@ -58,6 +58,9 @@ class Bar(Lines):
         self.hide()
         super().say(text)
 
+    def stopping(self) -> None:
+        self.say("suspended; fg or bg lets it go on")
+
     def hide(self) -> None:
         if self._live and in_foreground():
             try:

@@ -36,6 +36,9 @@ class Display:
     def say(self, text: str) -> None:
         """A line that is no error."""
 
+    def stopping(self) -> None:
+        """The command is about to stop, as its job has."""
+
     def hide(self) -> None:
         """Leave the line to the shell: the command stops or ends. The next `show` shows again."""
 

@@ -104,8 +104,8 @@ def _common() -> list[click.Option]:
             ["--on-conflict"],
             type=click.Choice(["queue", "wait", "fail"]),
             default="queue",
-            help="when a volume is in use: wait behind other jobs but refuse when anybody else has it, "
-            "wait for anybody, or refuse  [default: queue]",
+            help="when a volume is in use: wait behind jobs and flock(1) but refuse when a VM or a mount has it, "
+            "wait for anyone, or refuse  [default: queue]",
         ),
         click.Option(["--bandwidth"], type=RATE, metavar="RATE", help="at most so many bytes per second, like 50MiB"),
         click.Option(["--time-limit"], type=TIME, metavar="TIME", help="end the job after 90s, 10m or 2h"),

@@ -42,8 +42,10 @@ class Inbox:
         ready, _, _ = select.select([self._read], [] if writing is None else [writing], [], timeout)
         if not ready:
             return []
+        content = os.read(self._read, 4096)
+        # After the read: cleared before it, a nudge in between would be read away and leave the mark set for ever.
         self._nudged.clear()
-        return [number for number in os.read(self._read, 4096) if number]
+        return [number for number in content if number]
 
     def stop_self(self) -> None:
         """Stop as ^Z would have; returns when the command was continued.

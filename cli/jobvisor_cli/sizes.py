@@ -12,8 +12,8 @@ _FACTORS = {"": 1, "b": 1} | {
     for power, letter in enumerate(_LETTERS, 1)
     for unit, base in ((letter, 1024), (f"{letter}iB", 1024), (f"{letter}B", 1000))
 }
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
-_TIME = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+(?:\.\d+)?)s?)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE | re.ASCII)
+_TIME = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+(?:\.\d+)?)s?)?", re.IGNORECASE | re.ASCII)
 _SECONDS = (86400, 3600, 60, 1)
 #: What a JSON reader and the journal can hold.
 _MOST = 2**63 - 1

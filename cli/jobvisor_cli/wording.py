@@ -48,4 +48,4 @@ def suggestion(names: Iterable[str]) -> str:
 def _plain(message: str) -> str:
     """As the middle of a sentence."""
     message = message.strip().removesuffix(".")
-    return message[:1].lower() + message[1:]
+    return message[:1].lower() + message[1:] if message[1:2].islower() else message

@@ -227,7 +227,7 @@ class Core:
 
     def _let_go(self) -> None:
         engine = self._engine
-        engine.closed = True
+        engine.close()
         engine.flush()
         engine.hub.close_all()
         for record in engine.records.values():

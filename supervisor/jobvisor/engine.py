@@ -44,7 +44,8 @@ class Engine:
         self.records: dict[int, Record] = {}
         self.recent: dict[int, JobInfo] = {}
         self.current: dict[int, int] = {}
-        self.closed = False
+        self._closed = False
+        self._pid = os.getpid()
         self.hub = Hub()
         self.next_id = 1
         self._soon: list[Callable[[sqlite3.Connection], None]] = []
@@ -111,9 +112,20 @@ class Engine:
         if works:
             self.journal.post(lambda db: [work(db) for work in works])
 
+    @property
+    def closed(self) -> bool:
+        """True after `close`; and in a fork of the host, which has a copy of all this but no threads to serve it."""
+        return self._closed or os.getpid() != self._pid
+
+    def close(self) -> None:
+        self._closed = True
+
     def check_open(self) -> None:
-        if self.closed:
+        """Raises Unreachable."""
+        if self._closed:
             raise Unreachable("this supervisor was closed")
+        if os.getpid() != self._pid:
+            raise Unreachable(f"this supervisor is pid {self._pid}'s, and this is a fork of it")
 
     def _write_soon(self, work: Callable[[sqlite3.Connection], None]) -> None:
         if not self._soon:

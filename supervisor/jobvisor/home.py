@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jobvisor.errors import HomeInUse, HomeUnusable
 from jobvisor_workers.holders import flock_holder
+from jobvisor_workers.signals import command_line
 
 NFS_MAGIC = 0x6969
 
@@ -59,6 +60,7 @@ class Home:
 
     def release(self) -> None:
         if self._lock >= 0:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # a process that the host forked has a copy of the descriptor
             os.close(self._lock)
             self._lock = -1
 
@@ -70,7 +72,8 @@ class Home:
         except BlockingIOError:
             holder = flock_holder(lock)
             os.close(lock)
-            raise HomeInUse(str(self.path), holder.pid if holder else None, holder.command if holder else "")
+            pid = holder.pid if holder and holder.pid else os.getpid()  # the holder is never this process itself
+            raise HomeInUse(str(self.path), pid, command_line(pid))
         return lock
 
 

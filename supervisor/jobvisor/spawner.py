@@ -72,6 +72,10 @@ class Zygote:
             self.gone = True
             if self._pump:
                 self._pump.unwatch(self.socket.fileno())
+            try:
+                self.socket.shutdown(socket.SHUT_RDWR)  # also for the copies in processes that the host forked
+            except OSError:  # the zygote is gone
+                pass
             self.socket.close()
         return self.hello.pid if self.hello else None
 

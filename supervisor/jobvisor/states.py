@@ -85,11 +85,11 @@ ALLOWED: dict[State, frozenset[Verb]] = {
 }
 
 _ENDS = FINAL | {_S.ABORTING}
-#: Which state may follow which; anything else is a defect, and refused.
+#: Which state may follow which; anything else is a defect, and refused. Reports are snapshots, so that one may jump.
 NEXT: dict[State, frozenset[State]] = {
     _S.QUEUED: frozenset({_S.STARTING}) | _ENDS,
-    _S.STARTING: frozenset({_S.QUEUED, _S.WAITING, _S.RUNNING, _S.SUSPENDED}) | _ENDS,
-    _S.WAITING: frozenset({_S.RUNNING, _S.SUSPENDED}) | _ENDS,
+    _S.STARTING: frozenset({_S.WAITING, _S.RUNNING, _S.SUSPENDED, _S.READY}) | _ENDS,
+    _S.WAITING: frozenset({_S.RUNNING, _S.SUSPENDED, _S.READY}) | _ENDS,
     _S.RUNNING: frozenset({_S.WAITING, _S.SUSPENDED, _S.READY}) | _ENDS,
     _S.SUSPENDED: frozenset({_S.STARTING, _S.WAITING, _S.RUNNING, _S.READY}) | _ENDS,
     _S.READY: frozenset({_S.RUNNING, _S.SUSPENDED}) | _ENDS,

@@ -14,7 +14,7 @@ from jobvisor.testing import nothing_left, processes_of, wait_until
 from jobvisor_workers import JobError, JobType, Worker
 
 
-class Nap(JobType, tag="nap", frozen=True):
+class Nap(JobType, tag="nap"):
     """Sleep until a file is there; `last` is waited for before the end, however it comes."""
 
     until: str

@@ -22,7 +22,7 @@ MIB = 1 << 20
 STEP = 0.005
 
 
-class Pace(JobType, tag="pace", frozen=True):
+class Pace(JobType, tag="pace"):
     """Read a volume, at the pace of a test.
 
     It begins when it is told and ends when it is told.
@@ -71,7 +71,7 @@ class Pace(JobType, tag="pace", frozen=True):
         return {"key": self.key, "color": self.color, "deep_look": self.deep_look, "maybe": self.maybe}
 
 
-class Rigid(JobType, tag="rigid", frozen=True):
+class Rigid(JobType, tag="rigid"):
     """A job that must not be stopped."""
 
     source: Annotated[str, volume("volume to read", READ)]
@@ -85,7 +85,7 @@ class Rigid(JobType, tag="rigid", frozen=True):
         return {}
 
 
-class Crash(JobType, tag="crash", frozen=True):
+class Crash(JobType, tag="crash"):
     """A job type with a defect."""
 
     nice: Annotated[str, Meta(description="a field with the name of a common option")] = "own"

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -179,6 +180,17 @@ def test_a_compressed_qcow2(done: Any, tmp_path: Path) -> None:
     assert identical(source, tmp_path / "b.qcow2")
 
 
+def test_a_qcow2_that_was_not_closed(done: Any, tmp_path: Path) -> None:
+    source = tmp_path / "a.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", source, "4M")
+    crash = ["qemu-io", "-c", "write -P 7 1M 1M", "-c", "flush", "-c", "abort", str(source)]
+    assert subprocess.run(crash, capture_output=True).returncode == -signal.SIGABRT
+    assert about(source)["dirty-flag"]
+    done(source, tmp_path / "b.qcow2")
+    assert identical(source, tmp_path / "b.qcow2")
+    assert not about(tmp_path / "b.qcow2")["dirty-flag"]
+
+
 @pytest.mark.parametrize("size", [0, 512, 33 * 512])
 def test_a_tiny_qcow2(done: Any, tmp_path: Path, size: int) -> None:
     qemu_img("create", "-q", "-f", "qcow2", tmp_path / "a.qcow2", size)
@@ -330,8 +342,9 @@ def test_what_an_abort_leaves_of_a_device_is_said_in_time(supervisor: Supervisor
     with loop_device(filled(tmp_path / "disk.raw", 32 * MIB, seed=3)) as device:
         job = supervisor.start("clone", source=str(source), target=str(device), replace=True, bandwidth=4 * MIB)
         wait_until(lambda: job.info().phase == "copy", "it copies")
-        assert job.info().abort_effect == f"partly overwritten: {device} holds neither its old content nor the clone"
-        job.abort()
+        effect = f"partly overwritten: {device} holds neither its old content nor the clone"
+        assert job.info().abort_effect == effect
+        assert effect in job.abort().warnings
 
 
 # --- replace -----------------------------------------------------------------------------------------------------

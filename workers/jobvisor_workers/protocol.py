@@ -163,11 +163,11 @@ class Exit(Struct, omit_defaults=True):
 
 
 class Spawn(Struct, tag="spawn", tag_field="is"):
-    """Fork a worker. The packet carries a memfd with the encoded request when `request` is empty (EMSGSIZE)."""
+    """Fork a worker. The packet carries a memfd with the encoded request when `request` is null (EMSGSIZE)."""
 
     job: int
     directory: str
-    request: msgspec.Raw = msgspec.Raw(b"")
+    request: msgspec.Raw = msgspec.Raw(b"null")
     time_limit: float | None = None
     grace: float = 10.0
 

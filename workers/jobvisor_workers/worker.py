@@ -130,7 +130,7 @@ class Worker:
         self._reporter.send()
 
     def skip(self, count: int) -> None:
-        """As `advance`, for bytes that are done without moving (holes, shared blocks): no bandwidth limit counts them."""
+        """As `advance`, for bytes done without moving them (holes, shared blocks): no bandwidth limit counts those."""
         self._reporter.report.processed += count
         self._reporter.advance_nothing()
 

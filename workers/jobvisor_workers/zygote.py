@@ -223,7 +223,7 @@ class Zygote:
     def _spawn(self, message: Spawn, descriptor: int | None) -> None:
         if message.job in self.children or message.job in self.unacknowledged:
             return
-        request = decode_request(_read_all(descriptor) if descriptor is not None else bytes(message.request))
+        request = decode_request(bytes(message.request) if descriptor is None else _read_all(descriptor))
         parsed = _parsed(request)
         read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signals.block()

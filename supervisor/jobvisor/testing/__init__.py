@@ -54,7 +54,7 @@ __all__ = [
 #: Seconds from TERM to KILL in tests.
 GRACE = 5.0
 #: What was killed may need a moment until the kernel has taken it apart, seconds.
-SETTLES = 5.0
+SETTLES = 2.0
 
 
 def __getattr__(name: str) -> object:

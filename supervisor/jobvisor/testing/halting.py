@@ -145,7 +145,9 @@ def kill_at(
             assert select.select([pidfd], [], [], timeout)[0], f"signal {signal} did not end the {who} of {job!r}"
         finally:
             os.close(pidfd)
-    death.info = job.info() if who == "zygote" else job.wait(timeout)
+        death.info = job.info()
+    if who != "zygote":
+        death.info = job.wait(timeout)
     assert death.info.phase == phase, f"{job!r} ended in phase {death.info.phase!r}, not in {phase!r}"
 
 

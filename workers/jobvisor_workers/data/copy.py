@@ -24,6 +24,7 @@ PIECE: Final = 512 << 10
 #: f_type where a server copies on its own: NFS, SMB, SMB2, Ceph, FUSE. Elsewhere copy_file_range moves pages through
 #: the page cache, slower than two threads that read and write, and it writes zeros.
 OFFLOADING: Final = {0x6969, 0xFF534D42, 0xFE534D42, 0x00C36400, 0x65735546}
+TMPFS: Final = 0x01021994
 NO_OFFLOAD: Final = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EPERM}
 
 
@@ -42,7 +43,8 @@ def copy(
 
     `target` is a new, empty file, which gets its size here, or a block device of at least `size` bytes.
 
-    `sparse` None: allocated like the source (zeros that the source has allocated are reserved, not written); True:
+    `sparse` None: allocated like the source (zeros that the source has allocated are reserved, not written;
+    a tmpfs, where that costs as much as writing them, gets holes); True:
     zeros become holes, in blocks of 4096 bytes; False: allocated entirely, before the first byte is copied.
     `reflink` None: share blocks where the filesystem can and `sparse` is None; True: or raise JobError; False: never.
 
@@ -80,7 +82,8 @@ class _Copy:
             self.lay_out_device()
         else:
             self.lay_out_file()
-        if self.share():
+        shared = self.share()
+        if shared and self.position == self.size:
             return "reflink"
         offload = self.may_offload()
         first, second = _Mover(self, offload), _Mover(self, offload)
@@ -101,6 +104,10 @@ class _Copy:
         for ranges in (self.holes, self.zeros):
             if ranges:
                 ranges.flush()
+        if self.window:
+            self.window.finish()
+        if shared:
+            return "reflink"
         return "copy_file_range" if first.offload and second.offload else "read-write"
 
     def lay_out_device(self) -> None:
@@ -117,24 +124,25 @@ class _Copy:
             return
         # Never to 0 on the way: ext4 would then flush everything when the file is closed, and at an abort.
         os.ftruncate(self.target, self.size)
-        if self.sparse is None:
+        if self.sparse is None and libc.filesystem_type(self.target) != TMPFS:
             self.zeros = ZeroRanges(self.target, reserve, self.window)
-        elif not self.sparse and not preallocate(self.target, self.size):
+        elif self.sparse is False and not preallocate(self.target, self.size):
             self.holes = self.zeros = ZeroRanges(self.target, None, self.window)
 
     def share(self) -> bool:
+        """True if all blocks are shared, save for a part of the last one."""
         if self.reflink is False or self.sparse is not None or not self.size:
             return False
         self.position = reflink.share(self.source, self.target, self.size, self.skip)
-        shared = self.size - self.position < reflink.ALIGNMENT
+        shared = self.position > 0 and self.size - self.position < reflink.ALIGNMENT
         if self.reflink and not shared:
             if libc.size_of(self.source) < self.size:
                 raise shrunk(self.source)
             raise JobError(
-                f"cannot share blocks with {libc.name_of(self.source)}: its filesystem cannot, or the copy is on another "
-                "one; leave out --reflink"
+                f"cannot share blocks with {libc.name_of(self.source)}: its filesystem cannot, or the copy is on "
+                "another one; leave out --reflink"
             )
-        return self.position == self.size
+        return shared
 
     def may_offload(self) -> bool:
         return (
@@ -176,7 +184,7 @@ class _Mover:
     def __init__(self, copy: _Copy, offload: bool) -> None:
         self.source, self.target, self.finely = copy.source, copy.target, copy.sparse is True
         self.offload = offload
-        self.buffer = bytearray(min(PIECE, copy.size))
+        self.buffer = bytearray(min(PIECE, copy.size) or 1)
         self.view = memoryview(self.buffer)
         self.address = libc.address(self.buffer)
 

@@ -50,7 +50,7 @@ def sync_file_range(fd: int, offset: int, length: int, flags: int) -> None:
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """fallocate(2). Python's posix_fallocate knows no mode, and glibc's writes a byte per block where it is missing."""
+    """Allocate or punch. Python's posix_fallocate knows no mode, and glibc's writes where the filesystem cannot."""
     while _libc.fallocate(fd, mode, offset, length):
         error = _failed()
         if not isinstance(error, InterruptedError):

@@ -14,7 +14,7 @@ STEP: Final = 256 << 20
 #: A range ends on a block of the filesystem or at the end of the file; no filesystem has larger blocks than this.
 ALIGNMENT: Final = 64 << 10
 
-#: No such call, two filesystems, a swap file, checksums on one file only (btrfs), a FUSE server that does not permit it.
+#: No such call, two filesystems, a swap file, checksums on one file only (btrfs), a FUSE server that refuses.
 UNSUPPORTED: Final = {
     errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ETXTBSY, errno.EPERM, errno.EACCES,
     errno.EBADF, errno.EISDIR,

@@ -88,8 +88,13 @@ class Clone(JobType, tag="clone"):
                 with worker.create(self.target, replace=self.replace) as output:
                     method = self._fill(worker, chain, output.fd, output.directory_path)
                 space = os.fstat(output.fd).st_blocks * 512
-        except OSError as error:
-            raise from_os_error(error, f"{self._doing} to {self.target}")
+        except BaseException as error:
+            # What an abort would leave is now what it did leave.
+            if worker.abort_effect:
+                worker.warn(worker.abort_effect)
+            if isinstance(error, OSError):
+                raise from_os_error(error, f"{self._doing} to {self.target}")
+            raise
         return {
             "source": self.source,
             "target": self.target,

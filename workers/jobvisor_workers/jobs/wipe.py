@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -32,6 +32,7 @@ class Wipe(JobType, tag="wipe"):
         Literal["zero", "nnsa", "dod", "bsi", "gutmann", "schneier", "pfitzner7", "pfitzner33", "random", "trim"],
         Meta(description="the passes to make, under libvirt's names"),
     ] = "zero"
+    retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
 
     def plan(self, worker: Worker) -> None:
         target = worker.volume(self.volume)
@@ -47,11 +48,15 @@ class Wipe(JobType, tag="wipe"):
         target = worker.volume(self.volume)
         result = {"algorithm": self.algorithm, "size": target.size, "overwritten": False, "verified": False}
         try:
-            if self.algorithm == "trim":
-                return result | self._trim(worker, target)
-            return result | self._overwrite(worker, target)
-        except OSError as error:
-            raise from_os_error(error, f"wipe {self.volume}")
+            result |= self._trim(worker, target) if self.algorithm == "trim" else self._overwrite(worker, target)
+        except BaseException as error:
+            # What an abort would leave is now what it did leave.
+            if worker.abort_effect:
+                worker.warn(f"{self.volume} is {worker.abort_effect}")
+            if isinstance(error, OSError):
+                raise from_os_error(error, f"wipe {self.volume}")
+            raise
+        return result
 
     def _trim(self, worker: Worker, target: Volume) -> dict[str, Any]:
         worker.phase("discard", total=target.size)

@@ -1,0 +1,178 @@
+"""Overwriting a file or block device in place, and giving its blocks back."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from jobvisor_workers.data import libc
+from jobvisor_workers.data.cow import cow_reason
+from jobvisor_workers.data.passes import Pass
+from jobvisor_workers.data.second import SecondThread
+from jobvisor_workers.data.window import Window
+from jobvisor_workers.errors import InputOutput, JobError
+
+__all__ = ["cow_reason", "run_pass", "trim"]
+
+#: Offsets and lengths of direct I/O; no logical block is larger on what is common, and EINVAL says where one is.
+BLOCK: Final = 4096
+#: Bytes per write: just under 4 MiB, and a multiple of every pattern's length, so that each step begins a pattern anew.
+STEP: Final = 341 * 3 * BLOCK
+#: Buffers of random bytes ahead of the writing.
+BUFFERS: Final = 3
+DISCARD_STEP: Final = 256 << 20
+NOT_DISCARDED: Final = {errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EINVAL}
+
+
+def run_pass(fd: int, size: int, step: Pass, *, advance: Callable[[int], None]) -> None:
+    """Write `size` bytes in place, or read them back and compare; durable on return.
+
+    `fd` is open for reading and writing. Direct I/O where the filesystem has it: it is faster, and a verification
+    reads the device and not the memory. `advance` is told the bytes done. Raises OSError; InputOutput where a
+    verification finds something else; JobError for a file that became shorter.
+    """
+    match step.kind:
+        case "fill":
+            buffer = _patterned(step)
+            _write(fd, size, lambda: buffer, lambda _: None, advance)
+        case "random":
+            _write_random(fd, size, advance)
+        case "verify":
+            _verify(fd, size, _patterned(step), advance)
+
+
+def trim(fd: int, size: int, *, advance: Callable[[int], None]) -> None:
+    """Give the blocks back to the filesystem or the device, which may keep what is in them; the size stays.
+
+    Raises JobError where that is not supported, OSError otherwise.
+    """
+    device = libc.is_block_device(fd)
+    block = os.fstat(fd).st_blksize
+    try:
+        for offset in range(0, size, DISCARD_STEP):
+            length = min(DISCARD_STEP, size - offset)
+            if device:
+                libc.ioctl(fd, libc.BLKDISCARD, struct.pack("=QQ", offset, length))
+            else:
+                # Up to the end of the last block: a part of a block is not given back but zeroed.
+                whole = -(-length // block) * block
+                libc.fallocate(fd, libc.FALLOC_PUNCH_HOLE | libc.FALLOC_KEEP_SIZE, offset, whole)
+            advance(length)
+    except OSError as error:
+        if error.errno not in NOT_DISCARDED:
+            raise
+        what = "the device" if device else "its filesystem"
+        raise JobError(f"cannot trim {libc.name_of(fd)}: {what} cannot discard blocks; overwrite it instead")
+    os.fsync(fd)
+
+
+def _buffer() -> mmap.mmap:
+    return mmap.mmap(-1, STEP, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # direct I/O wants whole pages
+
+
+def _patterned(step: Pass) -> memoryview:
+    buffer = _buffer()
+    buffer[:] = step.pattern * (STEP // len(step.pattern))
+    return memoryview(buffer)
+
+
+def _write_random(fd: int, size: int, advance: Callable[[int], None]) -> None:
+    # AES in counter mode with a key of its own for each pass: thirty times as fast as the kernel's random bytes.
+    cipher = Cipher(algorithms.AES128(os.urandom(16)), modes.CTR(os.urandom(16))).encryptor()
+    zeros = bytes(STEP)
+
+    def fill(buffer: memoryview) -> memoryview:
+        cipher.update_into(zeros, buffer)
+        return buffer
+
+    with SecondThread(fill) as generator:
+        for _ in range(min(BUFFERS, -(-size // STEP))):
+            generator.give(memoryview(_buffer()))
+        _write(fd, size, generator.take, generator.give, advance)
+
+
+def _write(
+    fd: int,
+    size: int,
+    take: Callable[[], memoryview],
+    give: Callable[[memoryview], None],
+    advance: Callable[[int], None],
+) -> None:
+    """Write the buffers that `take` returns, and `give` each back."""
+    window = Window(fd)
+    with _Direct(fd) as direct:
+        for offset in range(0, size, STEP):
+            buffer, length = take(), min(STEP, size - offset)
+            direct.move(lambda part, at: os.pwrite(fd, part, at), buffer[:length], offset)
+            if not direct.on:
+                window.note(offset, length)
+            give(buffer)
+            advance(length)
+    window.finish()
+    os.fsync(fd)
+
+
+def _verify(fd: int, size: int, expected: memoryview, advance: Callable[[int], None]) -> None:
+    os.fsync(fd)
+    # For what direct I/O does not reach: the last part of a block, and filesystems without it.
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    found = memoryview(_buffer())
+    with _Direct(fd) as direct:
+        for offset in range(0, size, STEP):
+            length = min(STEP, size - offset)
+            direct.move(lambda part, at: os.preadv(fd, [part], at), found[:length], offset)
+            if not libc.same(libc.address(found), libc.address(expected), length):
+                at = next(index for index in range(length) if found[index] != expected[index])
+                raise InputOutput(
+                    f"cannot verify {libc.name_of(fd)}: byte {offset + at} reads back as 0x{found[at]:02x} and not "
+                    f"0x{expected[at]:02x}; the device does not keep what is written, destroy it instead"
+                )
+            advance(length)
+
+
+class _Direct:
+    """Direct I/O on a descriptor while the context lasts, or until something cannot be moved that way."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd, self.on = fd, False
+        self._flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+
+    def __enter__(self) -> _Direct:
+        # On the descriptor itself: opening it anew may not be permitted to a worker that dropped its rights.
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, self._flags | os.O_DIRECT)
+            self.on = True
+        except OSError:
+            self.on = False
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        fcntl.fcntl(self._fd, fcntl.F_SETFL, self._flags)
+        self.on = False
+
+    def move(self, one: Callable[[memoryview, int], int], buffer: memoryview, offset: int) -> None:
+        """Call `one(part, offset)`, which tells how many bytes it moved, until the whole buffer is moved."""
+        while buffer:
+            whole = len(buffer) // BLOCK * BLOCK
+            if self.on and not whole:
+                self._end()
+            try:
+                count = one(buffer[:whole] if self.on else buffer, offset)
+            except OSError as error:
+                if not self.on or error.errno != errno.EINVAL:
+                    raise
+                self._end()
+                continue
+            if not count:
+                raise JobError(f"cannot verify {libc.name_of(self._fd)}: it became shorter meanwhile; start again")
+            buffer, offset = buffer[count:], offset + count
