@@ -18,8 +18,9 @@ def main() -> None:
 
     import msgspec
 
-    from jobvisor_workers import registry, runtime, zygote
+    from jobvisor_workers import registry, runtime, signals, zygote
 
+    signals.forget_hosts()
     config = msgspec.json.decode(sys.argv[1], type=zygote.Config)
     with open("/proc/self/comm", "w") as file:
         file.write("jobvisor-zygote")

@@ -8,6 +8,7 @@ top of the program is reached: Python swallows exceptions raised in __del__ and 
 
 from __future__ import annotations
 
+import _thread
 import os
 import random
 import signal
@@ -21,6 +22,8 @@ TERMINATING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 #: Blocked by the zygote around the fork, and in the worker for life.
 TAKEN = TERMINATING | {signal.SIGUSR1, signal.SIGUSR2}
 INTERRUPT = signal.SIGRTMIN
+#: By the interpreter itself, so that a write fails with an exception.
+PYTHON_IGNORES = {signal.SIGPIPE, signal.SIGXFSZ}
 REPEAT = (0.013, 0.047)
 #: How often a report that met a full pipe is tried again, in seconds.
 RETRY_REPORT = 0.1
@@ -43,11 +46,12 @@ class Signals:
         self._main = threading.get_ident()
         self._deferred = False
         self._top = threading.Event()
-        self._thread = threading.Thread(target=self._take, name="signals", daemon=True)
+        self._taker = 0
 
     def start(self) -> None:
         signal.signal(INTERRUPT, self._raise)
-        self._thread.start()
+        # Not threading.Thread: its start() waits until the new thread runs, a tenth of what a job's start costs.
+        self._taker = _thread.start_new_thread(self._take, ())
 
     def defer(self) -> None:
         """From here on no request to end is raised: the job is being committed."""
@@ -60,7 +64,7 @@ class Signals:
 
     def retry_report(self) -> None:
         """Wake the thread so that it tries a blocked report again."""
-        signal.pthread_kill(self._thread.ident or 0, signal.SIGUSR1)
+        signal.pthread_kill(self._taker, signal.SIGUSR1)
 
     def _raise(self, _signum: int, _frame: FrameType | None) -> None:
         if not self._deferred:
@@ -93,6 +97,14 @@ def command_line(pid: int) -> str:
             return file.read(4096).rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")[:200]
     except OSError:
         return ""
+
+
+def forget_hosts() -> None:
+    """An exec inherits what the host blocks (as daemons with sigwait do) and ignores: neither is meant for the jobs."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, set())
+    for number in signal.valid_signals() - PYTHON_IGNORES:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def block() -> None:

@@ -10,8 +10,6 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
 from jobvisor_workers.data import libc
 from jobvisor_workers.data.cow import cow_reason
 from jobvisor_workers.data.passes import Pass
@@ -85,6 +83,9 @@ def _patterned(step: Pass) -> memoryview:
 
 def _write_random(fd: int, size: int, advance: Callable[[int], None]) -> None:
     # AES in counter mode with a key of its own for each pass: thirty times as fast as the kernel's random bytes.
+    # Here, since importing it costs every other job's fork a third more.
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
     cipher = Cipher(algorithms.AES128(os.urandom(16)), modes.CTR(os.urandom(16))).encryptor()
     zeros = bytes(STEP)
 
