@@ -64,14 +64,15 @@ class Cli:
         return True
 
     def processes(self) -> dict[int, str]:
-        """All processes of this home but zombies: pid → name."""
+        """All processes of this home but zombies and the user's shell: pid → name."""
         mark = f"JOBVISOR_HOME={self.home}".encode()
         found = {}
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
                 environment = Path("/proc", pid, "environ").read_bytes().split(b"\0")
-                if mark in environment:
-                    found[int(pid)] = Path("/proc", pid, "comm").read_text().strip()
+                name = Path("/proc", pid, "comm").read_text().strip()
+                if mark in environment and name != "bash":
+                    found[int(pid)] = name
             except OSError:
                 pass
         return found

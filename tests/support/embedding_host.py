@@ -50,7 +50,9 @@ def facts() -> dict[str, Any]:
         "dispositions": {int(number): str(signal.getsignal(number)) for number in signal.valid_signals()},
         "mask": sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))),
         "wakeup": wakeup,
-        "timers": [signal.getitimer(which) for which in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)],
+        "timers": [
+            signal.getitimer(which) for which in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+        ],
         "switch interval": sys.getswitchinterval(),
         "directory": os.getcwd(),
         "environment": dict(os.environ),
@@ -117,8 +119,8 @@ def main(directory: Path) -> None:
     over.set()
     for thread in threads:
         thread.join()
-    strangers = set(reaped) - set(own)
-    print(
+    others = set(reaped) - set(own)
+    sys.stdout.write(
         json.dumps(
             {
                 "before": before,
@@ -129,7 +131,7 @@ def main(directory: Path) -> None:
                 "captured": captured,
                 "children": tree.split(),
                 "own_statuses": own_statuses,
-                "strangers": len(strangers),
+                "others": len(others),
                 "zygotes": zygotes,
                 "forks": len(forks),
             }

@@ -99,7 +99,7 @@ layouts = st.lists(
 
 
 def image(path: Path, layout: list[tuple[str, int, int]], odd: int) -> Path:
-    """Stretches one after another, `blocks` blocks long and then some bytes; zeros are stored, dots are few in zeros."""
+    """Stretches one after another, some blocks and bytes long; zeros are stored, dots are few bytes among zeros."""
     offset = 0
     with open(path, "wb") as file:
         for kind, blocks, more in layout:
@@ -222,12 +222,11 @@ def test_a_limit_on_file_sizes_is_found_before_the_first_byte(tmp_path: Path) ->
 
 def test_across_filesystems_in_both_directions(tmp_path: Path) -> None:
     source = scattered(tmp_path / "a", 24 * MIB + 77)
-    with elsewhere() as directory:
-        with Copied(source, directory) as copied:
-            assert same(source, copied)
-            assert copied.method == "read-write"
-            with Copied(copied.path, tmp_path) as back:
-                assert same(source, back)
+    with elsewhere() as directory, Copied(source, directory) as copied:
+        assert same(source, copied)
+        assert copied.method == "read-write"
+        with Copied(copied.path, tmp_path) as back:
+            assert same(source, back)
 
 
 # --- sharing blocks ----------------------------------------------------------------------------------------------
@@ -271,7 +270,10 @@ def test_sharing(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_sharing_where_it_cannot_be(tmp_path: Path) -> None:
     source = filled(tmp_path / "a", 10_000)
-    with elsewhere() as directory, pytest.raises(JobError, match="cannot share blocks with .*/a: .*leave out --reflink"):
+    with (
+        elsewhere() as directory,
+        pytest.raises(JobError, match=r"cannot share blocks with .*/a: .*leave out --reflink"),
+    ):
         Copied(source, directory, reflink=True)
     for sparse in (True, False):
         with pytest.raises(BadArgument, match="--reflink excludes --sparse"):
@@ -329,7 +331,8 @@ def test_onto_a_device_and_back(tmp_path: Path, sparse: bool | None) -> None:
     source = scattered(tmp_path / "a", size)
     filled(tmp_path / "disk", 80 * MIB)
     with loop_device(tmp_path / "disk") as device:
-        fd, told = os.open(device, os.O_RDWR), []
+        told: list[int] = []
+        fd = os.open(device, os.O_RDWR)
         with open(source, "rb") as file:
             copy(file.fileno(), fd, size, sparse=sparse, advance=told.append, window=Window(fd))
         assert sum(told) == size
@@ -377,7 +380,7 @@ def test_a_source_that_shrinks(tmp_path: Path) -> None:
     def shrink(_: int) -> None:
         os.truncate(source, 9 * MIB)
 
-    with pytest.raises(JobError, match="cannot copy .*/a: it became shorter while it was copied"):
+    with pytest.raises(JobError, match=r"cannot copy .*/a: it became shorter while it was copied"):
         Copied(source, tmp_path, advance=shrink)
     # In a hole: nothing is read there.
     with open(source, "r+b") as file:
@@ -413,7 +416,7 @@ def test_a_read_error_names_the_source_and_the_byte(tmp_path: Path, monkeypatch:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "preadv", fail)
-    with pytest.raises(JobError, match="cannot read .*/a at byte 0: Input/output error") as caught:
+    with pytest.raises(JobError, match=r"cannot read .*/a at byte 0: Input/output error") as caught:
         Copied(source, tmp_path, reflink=False)
     assert caught.value.cause == "io-error"
 

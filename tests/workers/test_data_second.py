@@ -53,11 +53,15 @@ def test_leaving_waits_for_the_item_in_work_and_drops_the_others(error: BaseExce
         time.sleep(0.05)
         done.append(number)
 
-    with pytest.raises(type(error)), SecondThread[int, None](work) as second:
-        for number in range(5):
-            second.give(number)
-        begun.wait()
-        raise error
+    def leave() -> None:
+        with SecondThread[int, None](work) as second:
+            for number in range(5):
+                second.give(number)
+            begun.wait()
+            raise error
+
+    with pytest.raises(type(error)):
+        leave()
     assert done == [0]
 
 

@@ -49,8 +49,8 @@ os.fsync(fd)
 def test_windows_are_waited_for_while_writing(tmp_path: Path) -> None:
     need("strace")
     trace = tmp_path / "trace"
-    argv = ["strace", "-f", "-e", "trace=sync_file_range,pwrite64,fsync", "-o", trace, sys.executable, "-c", WRITER]
-    done = subprocess.run([*argv, tmp_path / "a"], capture_output=True, text=True)
+    argv = ["strace", "-e", "trace=sync_file_range,pwrite64,fsync", "-o", str(trace), sys.executable, "-c", WRITER]
+    done = subprocess.run([*argv, str(tmp_path / "a")], capture_output=True, text=True)
     if "ptrace" in done.stderr:
         pytest.skip(f"strace may not trace: {done.stderr.splitlines()[0]}")
     assert done.returncode == 0, done.stderr

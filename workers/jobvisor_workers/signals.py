@@ -91,12 +91,13 @@ class Signals:
 
 
 def command_line(pid: int) -> str:
-    """The command of a process, arguments joined; empty when it is gone or not ours to see."""
+    """The command of a process on one line, arguments joined; empty when it is gone or not ours to see."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read(4096).rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")[:200]
+            words = file.read(4096).replace(b"\0", b" ").decode(errors="replace").split()
     except OSError:
         return ""
+    return " ".join(words)[:200]
 
 
 def forget_hosts() -> None:
