@@ -68,7 +68,8 @@ def collect(pump: Pump, directory: str, then: Callable[[], None]) -> None:
 
     Known by its mark or, where it was forked without exec, by the worker's life file, which it has open.
     """
-    strays = [pid for pid in _processes() if is_marked(pid, directory) or _has_open(pid, os.path.join(directory, "life"))]
+    life = os.path.join(directory, "life")
+    strays = [pid for pid in _processes() if is_marked(pid, directory) or _has_open(pid, life)]
     for pid in strays:
         try:
             os.kill(pid, signal.SIGKILL)

@@ -51,10 +51,10 @@ CASES: dict[str, Case] = {
     "target exists": (lambda work: (work / "copy").touch(), ["clone", "img", "copy"], 1, "error", "exists already"),
     "target is the source": (nothing, ["clone", "img", "img"], 1, "error", "same file"),
     "target links to the source": (
-        lambda work: (work / "alias").symlink_to("img"), ["clone", "img", "alias", "--replace"], 1, "error", "same file",
+        lambda work: (work / "alias").symlink_to("img"), ["clone", "img", "alias", "--replace"], 1, "error", "same",
     ),
     "target is a hard link of the source": (
-        lambda work: os.link(work / "img", work / "alias"), ["clone", "--replace", "img", "alias"], 1, "error", "same f",
+        lambda work: os.link(work / "img", work / "alias"), ["clone", "--replace", "img", "alias"], 1, "error", "same",
     ),
     "cut off qcow2": (cut_off, ["clone", "cut", "copy"], 1, "error", "cut off|corrupt"),
     "corrupt qcow2": (corrupt, ["clone", "corrupt", "copy"], 1, "error", "corrupt"),

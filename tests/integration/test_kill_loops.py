@@ -1,7 +1,8 @@
 """SIGKILL at random moments of worker, child, supervisor, zygote, and mixes of them.
 
-Afterwards every accepted job has exactly one final state and at most one start (exactly one if it completed), no process,
-lock or temporary file is left, and each target is identical to its source if its job completed, and absent if it did not.
+Afterwards every accepted job has exactly one final state and at most one start (exactly one if it completed), no
+process, lock or temporary file is left, and each target is identical to its source if its job completed, and absent if
+it did not.
 JOBVISOR_KILL_ROUNDS scales the loops.
 """
 

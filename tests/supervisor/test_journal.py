@@ -83,7 +83,7 @@ def test_one_that_finds_something_wrong_does_not_spoil_its_batch(tmp_path: Path)
 def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "journal.sqlite"
     path.write_bytes(content)
-    with pytest.raises(JournalError, match="journal.sqlite"):
+    with pytest.raises(JournalError, match=r"journal\.sqlite"):
         Journal(path)
     assert path.read_bytes() == content
 

@@ -132,7 +132,7 @@ VERDICTS: dict[str, tuple[Result | None, Exit | None, bool, State, Cause | None]
         Result("aborted", REPORT, sender=SENDER), None, False, State.ABORTED, Cause.OUTSIDER_SIGNAL,
     ),
     "too late": (
-        Result("aborted", REPORT, sender=SENDER), Exit(9, 3.0, asked="time-limit"), False, State.FAILED, Cause.TIME_LIMIT,
+        Result("aborted", REPORT), Exit(9, 3.0, asked="time-limit"), False, State.FAILED, Cause.TIME_LIMIT,
     ),
     "a child failed in the abort": (
         Result("failed", REPORT, failure=Failure("error", "exit 143")), None, True, State.ABORTED, None,

@@ -27,8 +27,9 @@ class Steady(JobType, tag="steady"):
             if self.child:
                 block = max(1, source.size // self.pieces)
                 script = (
-                    f'set -e; i=0; while [ $i -le {self.pieces} ]; do dd if="$0" of="$1" bs={block} skip=$i seek=$i count=1 '
-                    f"conv=notrunc status=none; sleep {self.delay}; i=$((i+1)); done"
+                    f"set -e; i=0; while [ $i -le {self.pieces} ]; do "
+                    f'dd if="$0" of="$1" bs={block} skip=$i seek=$i count=1 conv=notrunc status=none; '
+                    f"sleep {self.delay}; i=$((i+1)); done"
                 )
                 source_path = f"/proc/self/fd/{source.fd}"
                 finished = worker.child(["sh", "-c", script, source_path, output.path])

@@ -121,7 +121,10 @@ def _relay(
 
 def _follow_a_stop(pid: int) -> None:
     """An outsider stopped the child alone: stop the whole group, which the zygote sees."""
-    if os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) is None:
+    try:
+        if os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) is None:
+            return
+    except ChildProcessError:  # a zombie is no child to who asks for stops only
         return
     time.sleep(0.01)  # a group CONT wakes this worker a moment before the child
     if _state(pid) == "T":

@@ -1,8 +1,8 @@
 """Outputs: nothing half-made is ever visible.
 
 A new file has no name (O_TMPFILE in the target's directory) until the whole job is done; SIGKILL before leaves nothing,
-with no cleanup code at all. Where a name is needed (no O_TMPFILE, --replace) `.jobvisor-<id>-…` is written into the life
-file before it is made, so that recovery removes it whoever dies.
+with no cleanup code at all. Where a name is needed (no O_TMPFILE, --replace) `.jobvisor-<id>-…` is written into the
+life file before it is made, so that recovery removes it whoever dies.
 """
 
 from __future__ import annotations

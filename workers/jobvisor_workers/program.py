@@ -29,6 +29,8 @@ def main() -> None:
     registry.preload(config.modules)
     gc.collect()
     gc.freeze()
-    spawned = zygote.Zygote(config).serve()
+    # Kept by this frame: taking it apart in each worker would touch (and so copy) its share of the zygote's memory.
+    server = zygote.Zygote(config)
+    spawned = server.serve()
     if spawned is not None:
         runtime.main(spawned)

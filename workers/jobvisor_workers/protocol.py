@@ -5,7 +5,8 @@ pipe is full: the latest one tells everything. At most PIPE_BUF (4096) bytes: a 
 
 Socket, supervisor ↔ zygote (SOCK_SEQPACKET): `ToZygote` and `FromZygote` below.
 
-Files in jobs/<id>/: `Request` (request); `Claim`, `Temporary`, `Commit` (lines of life); `Result` (result); `Exit` (exit).
+Files in jobs/<id>/: request holds a `Request`, life lines of `Claim`, `Temporary` and `Commit`, result a `Result`, exit an
+`Exit`.
 """
 
 from __future__ import annotations
