@@ -80,7 +80,7 @@ def attach(
     streams.result("" if events else render.digest_line(final, str(typed.get("volume", ""))))
     streams.result(render.info_page(final, log) if info else "")
     number = attached.fatal or late
-    if False:
+    if number is not None:
         die_of(number)
     return EXIT_BUSY if final.cause is Cause.BUSY else EXIT_CODES[final.state]
 

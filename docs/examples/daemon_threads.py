@@ -9,12 +9,13 @@ Its signals and children are its own affair. SIGTERM ends the daemon; the jobs r
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import signal
 import socket
 import sys
 import threading
-from typing import BinaryIO
+import time
 
 from jobvisor import EventStream, JobvisorError, Supervisor
 
@@ -49,7 +50,7 @@ def answer(supervisor: Supervisor, line: str) -> str:
             case ["children"]:
                 own = os.posix_spawn("/bin/true", ["true"], os.environ)
                 while own not in children:
-                    signal.sigtimedwait([], 0.01)
+                    time.sleep(0.01)
                 return f"{own} ended with {children[own]}"
         return HELP
     except (JobvisorError, ValueError) as error:
@@ -58,14 +59,12 @@ def answer(supervisor: Supervisor, line: str) -> str:
 
 def serve(supervisor: Supervisor, connection: socket.socket) -> None:
     """A thread for each client; all use the one supervisor."""
-    with connection, connection.makefile("rwb") as lines:
-        talk(supervisor, lines)
-
-
-def talk(supervisor: Supervisor, lines: BinaryIO) -> None:
-    for line in lines:
-        lines.write(answer(supervisor, line.decode()).encode() + b"\n")
-        lines.flush()
+    with connection, connection.makefile() as lines:
+        try:
+            for line in lines:
+                connection.sendall(answer(supervisor, line).encode() + b"\n")
+        except ConnectionError:  # the client did not wait
+            pass
 
 
 def report(events: EventStream) -> None:
@@ -77,22 +76,29 @@ def report(events: EventStream) -> None:
 
 def main(directory: str) -> None:
     path = os.path.join(directory, "socket")
-    listener = socket.socket(socket.AF_UNIX)
-    signal.signal(signal.SIGTERM, lambda *_: listener.shutdown(socket.SHUT_RDWR))
+    over = threading.Event()
+    woken, waker = socket.socketpair()
+    waker.setblocking(False)
+    signal.set_wakeup_fd(waker.fileno())  # the kernel may give a signal to any thread; this one runs the handlers
+    signal.signal(signal.SIGTERM, lambda *_: over.set())
     signal.signal(signal.SIGCHLD, reap)
-    with listener, Supervisor(os.path.join(directory, "jobs")) as supervisor:
+    listener = socket.socket(socket.AF_UNIX)
+    with woken, waker, listener, Supervisor(os.path.join(directory, "jobs")) as supervisor:
         reporter = threading.Thread(target=report, args=(supervisor.events(),))
         reporter.start()
         if os.path.exists(path):  # of a daemon that was killed: the supervisor has made sure that none is alive
             os.unlink(path)
         listener.bind(path)
         listener.listen()
-        try:
-            while True:
+        while not over.is_set():
+            ready, _, _ = select.select([listener, woken], [], [])
+            if woken in ready:
+                woken.recv(4096)
+            if listener in ready:
                 connection, _ = listener.accept()
                 threading.Thread(target=serve, args=(supervisor, connection), daemon=True).start()
-        except OSError:  # shut down by SIGTERM
-            os.unlink(path)
+        os.unlink(path)
+        signal.set_wakeup_fd(-1)
     reporter.join()
 
 

@@ -110,7 +110,7 @@ def test_arguments_become_what_was_declared(cli: Cli) -> None:
     assert os.path.exists(cli.path("-new"))
 
 
-@pytest.mark.parametrize("name", ["-odd", "--json", "with  blanks", "ümläut…", "new\nline", "a:b", "%41", "'\"$(x)`"])
+@pytest.mark.parametrize("name", ["--json", "with  blanks", "ümläut…", "new\nline", "a:%41"])
 def test_files_with_odd_names(cli: Cli, name: str) -> None:
     os.rename(cli.path("img"), cli.path(name))
     done = cli.run("run", "pace", "-q", "--", name)
@@ -231,12 +231,19 @@ def test_a_result_that_cannot_be_written_is_an_error(cli: Cli) -> None:
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_descriptors_are_no_danger(cli: Cli, closed: str) -> None:
-    """A journal opened as descriptor 2 would get the lines meant for stderr."""
-    script = f"jobvisor run clone img new --info {closed}"
-    done = subprocess.run(["bash", "-c", script], env=cli.env, cwd=cli.directory, capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "Traceback" not in done.stderr
-    assert Path(cli.path("new")).read_bytes() == Path(cli.path("img")).read_bytes()
+    """A journal opened as descriptor 2 would get whatever anybody writes to stderr."""
+    options = f"--info --until {cli.path('end')} --ticks {cli.path('ticks')} {closed}"
+    with subprocess.Popen(
+        ["bash", "-c", f"exec jobvisor run pace img {options}"],
+        env=cli.env, cwd=cli.directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as command:  # fmt: skip
+        cli.working()
+        files = [os.readlink(f"/proc/{command.pid}/fd/{number}") for number in range(3)]
+        Path(cli.path("end")).touch()
+        _, err = command.communicate(timeout=30)
+    assert command.returncode == 0
+    assert b"Traceback" not in err
+    assert all(file == os.devnull or file.startswith("pipe:") for file in files), files
 
 
 # -- JSON

@@ -26,7 +26,7 @@ from support.terminal import CTRL_C, CTRL_Z, Terminal, bash
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Those that show something to run.
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("job-types", "library", "locks", "testing"))]
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ("job-types", "library", "embedding", "locks", "testing"))]
 MIB = 1 << 20
 PROMPT = r"\n\$ $"
 #: A bar that shows how far the job is: the time to press a key.
