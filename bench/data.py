@@ -2,9 +2,9 @@
 
 python bench/data.py [--size MIB] [--rounds N] [--dir DIR] [--only WORD]
 
-Rounds are interleaved; a ratio is the median over the rounds of (time / time of the best peer in the same round), the best
-peer being the one with the lowest median. Everything that writes has fsync in its time. "jobvisor" is a job, from start()
-to the end of wait(); "loops" is its data path alone, in a forked process. Peers that are not installed are named and left out.
+Rounds are interleaved; a ratio is the median over the rounds of (time / time of the best peer in the same round), the
+best peer being the one with the lowest median. All that writes has fsync in its time. "jobvisor" is a job, from start()
+to the end of wait(); "loops" is its data path alone, in a forked process. Peers that are missing are left out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from jobvisor import Supervisor
 from jobvisor_workers.data.copy import copy
@@ -29,8 +30,13 @@ from jobvisor_workers.data.digest import digest
 from jobvisor_workers.data.overwrite import run_pass
 from jobvisor_workers.data.passes import PASSES
 from jobvisor_workers.data.window import Window
+from jobvisor_workers.jobs.checksum import Checksum
+from jobvisor_workers.jobs.clone import Clone
+from jobvisor_workers.jobs.wipe import Wipe
+from jobvisor_workers.jobtype import JobType
 
 MIB = 1 << 20
+MEMORY = "/dev/shm"
 OURS = ("loops", "jobvisor")
 Run = Callable[[], None]
 
@@ -55,11 +61,10 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         disk = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jobvisor-bench-", dir=arguments.dir)))
         places = {filesystem_of(disk): disk}
-        if memory := memory_for(4 * arguments.size * MIB):
-            prefix = "jobvisor-bench-"
-            places["tmpfs"] = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix, dir=memory)))
+        if os.path.ismount(MEMORY) and shutil.disk_usage(MEMORY).free > 4 * arguments.size * MIB:
+            places["tmpfs"] = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=MEMORY)))
         else:
-            print("tmpfs: left out, /dev/shm has no room")
+            print(f"tmpfs: left out, {MEMORY} has no room")
         supervisor = stack.enter_context(Supervisor(disk / "home"))
         left_out: set[str] = set()
         print(
@@ -88,8 +93,8 @@ def cells(places: dict[str, Path], supervisor: Supervisor, size: int, left_out: 
     source = directory / "random.raw"
     for heat in ("cold", "warm"):
         yield checksum(f"checksum sha256, {heat}", source, heat == "cold", supervisor, left_out)
-    for algorithm, limit in (("zero", 0.8), ("random", 0.7)):
-        yield wipe(algorithm, limit, source, supervisor, left_out)
+    yield wipe("zero", 0.8, source, supervisor, left_out)
+    yield wipe("random", 0.7, source, supervisor, left_out)
 
 
 def clone(title: str, source: Path, cold: bool, supervisor: Supervisor, left_out: set[str]) -> Cell:
@@ -116,7 +121,7 @@ def clone(title: str, source: Path, cold: bool, supervisor: Supervisor, left_out
         prepare,
         {
             "loops": lambda: forked(loops),
-            "jobvisor": lambda: job(supervisor, "clone", source=str(source), target=str(target)),
+            "jobvisor": job(supervisor, Clone(str(source), str(target))),
             **peer(left_out, "cp", f"cp --sparse=auto '{source}' '{target}' {then_sync}"),
             **peer(left_out, "nbdcopy", f"nbdcopy '{source}' '{target}' {then_sync}"),
             **peer(left_out, "qemu-img", f"qemu-img convert -f raw -O raw '{source}' '{target}' {then_sync}"),
@@ -125,27 +130,30 @@ def clone(title: str, source: Path, cold: bool, supervisor: Supervisor, left_out
     )
 
 
-def wipe(algorithm: str, limit: float, volume: Path, supervisor: Supervisor, left_out: set[str]) -> Cell:
+def wipe(
+    algorithm: Literal["zero", "random"], limit: float, volume: Path, supervisor: Supervisor, left_out: set[str]
+) -> Cell:
     def loops() -> None:
         fd = os.open(volume, os.O_RDWR)
         for step in PASSES[algorithm]:
             run_pass(fd, os.fstat(fd).st_size, step, advance=lambda _: None)
 
     count = volume.stat().st_size // (4 * MIB)
-    dd = f"dd if=/dev/zero of='{volume}' bs=4M count={count} oflag=direct conv=notrunc,fsync"
-    if algorithm == "zero":
-        peers = {
-            **peer(left_out, "scrub", f"scrub -f -S -p fillzero '{volume}' && sync '{volume}'"),
-            **peer(left_out, "dd", dd),
-            **peer(left_out, "shred", f"shred -n0 -z '{volume}'"),
-        }
-    else:
-        peers = peer(left_out, "shred", f"shred -n1 '{volume}'")
+    commands = {
+        "zero": {
+            "scrub": f"scrub -f -S -p fillzero '{volume}' && sync '{volume}'",
+            "dd": f"dd if=/dev/zero of='{volume}' bs=4M count={count} oflag=direct conv=notrunc,fsync",
+            "shred": f"shred -n0 -z '{volume}'",
+        },
+        "random": {"shred": f"shred -n1 '{volume}'"},
+    }
     ours: dict[str, Run] = {
         "loops": lambda: forked(loops),
-        "jobvisor": lambda: job(supervisor, "wipe", volume=str(volume), algorithm=algorithm),
+        "jobvisor": job(supervisor, Wipe(str(volume), algorithm)),
     }
-    return Cell(f"wipe {algorithm}", limit, os.sync, ours | peers)
+    for program, command in commands[algorithm].items():
+        ours |= peer(left_out, program, command)
+    return Cell(f"wipe {algorithm}", limit, os.sync, ours)
 
 
 def checksum(title: str, volume: Path, cold: bool, supervisor: Supervisor, left_out: set[str]) -> Cell:
@@ -159,9 +167,9 @@ def checksum(title: str, volume: Path, cold: bool, supervisor: Supervisor, left_
         lambda: forget(volume) if cold else remember(volume),
         {
             "loops": lambda: forked(loops),
-            "jobvisor": lambda: job(supervisor, "checksum", volume=str(volume)),
+            "jobvisor": job(supervisor, Checksum(str(volume))),
             **peer(left_out, "sha256sum", f"sha256sum '{volume}'"),
-            # It has the processor's SHA instructions, which sha256sum lacks on some distributions: shown, not the limit.
+            # Shown, but no peer of the limit: it uses SHA instructions, which many a sha256sum does not.
             **peer(left_out, "openssl", f"openssl dgst -sha256 '{volume}'"),
         },
     )
@@ -178,17 +186,12 @@ def measure(cell: Cell, rounds: int) -> list[str]:
             times[name].append(time.perf_counter() - start)
     peers = {name: statistics.median(taken) for name, taken in times.items() if name not in (*OURS, "openssl")}
     print(f"\n{cell.title} (hold {cell.limit}x)", flush=True)
-    if not peers:
-        print("  no peer is installed")
-        return []
     best = min(peers, key=peers.__getitem__)
     late = []
     for name, taken in times.items():
         ratio = statistics.median(mine / theirs for mine, theirs in zip(taken, times[best], strict=True))
-        mark = "*" if name == best else " "
-        print(
-            f"  {name:10s}{mark} {ratio:6.2f}x   {statistics.median(taken):7.3f} s   {min(taken):7.3f} to {max(taken):.3f}"
-        )
+        spread = f"{statistics.median(taken):7.3f} s   {min(taken):7.3f} to {max(taken):.3f}"
+        print(f"  {name:10s}{'*' if name == best else ' '} {ratio:6.2f}x   {spread}")
         if name == "jobvisor" and ratio > cell.limit:
             late.append(f"{cell.title}: {ratio:.2f}x of {best}")
     return late
@@ -206,8 +209,8 @@ def peer(left_out: set[str], program: str, command: str) -> dict[str, Run]:
     return {}
 
 
-def job(supervisor: Supervisor, job_type: str, **arguments: str) -> None:
-    supervisor.start(job_type, **arguments).wait(check=True)
+def job(supervisor: Supervisor, job_type: JobType) -> Run:
+    return lambda: supervisor.start(job_type).wait(check=True) and None
 
 
 def forked(work: Run) -> None:
@@ -238,18 +241,11 @@ def forget(path: Path) -> None:
 
 
 def remember(path: Path) -> None:
-    with open(path, "rb", buffering=0) as file:
-        while file.read(4 * MIB):
-            pass
+    subprocess.run(["cat", path], stdout=subprocess.DEVNULL, check=True)
 
 
 def filesystem_of(directory: Path) -> str:
-    return subprocess.run(["stat", "-fc", "%T", directory], capture_output=True, text=True).stdout.strip().split("/")[0]
-
-
-def memory_for(size: int) -> Path | None:
-    memory = Path("/dev/shm")
-    return memory if os.path.ismount(memory) and shutil.disk_usage(memory).free > size else None
+    return subprocess.run(["df", "--output=fstype", directory], capture_output=True, text=True).stdout.split()[-1]
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 python bench/launch.py [--rounds N] [--many]
 
-Latency: from the call to the moment the job's process said its first word. Throughput: no-op jobs, from the first call to
-the end of the last. Peers that are not installed are named and left out.
+Latency: from the call to the moment the job's process said its first word. Throughput: no-op jobs, from the first call
+to the end of the last. Peers that are not installed are named and left out.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from jobvisor import Supervisor
 from jobvisor_workers.progress import Reporter
@@ -75,7 +76,8 @@ def print_latencies(latencies: dict[str, Latency], rounds: int) -> None:
     base = statistics.median(measured["bare os.fork"])
     print(f"\n{'start to first report':28} {'p50 ms':>8} {'p99 ms':>8} {'x os.fork':>10}")
     for name, times in measured.items():
-        print(f"{name:28} {statistics.median(times):8.2f} {quantile(times, 0.99):8.2f} {statistics.median(times) / base:10.2f}")
+        median = statistics.median(times)
+        print(f"{name:28} {median:8.2f} {quantile(times, 0.99):8.2f} {median / base:10.2f}")
 
 
 def print_throughputs(throughputs: dict[str, Throughput]) -> None:
@@ -166,7 +168,7 @@ def first_report(supervisor: Supervisor) -> float:
 
 
 def first_word(method: str) -> float:
-    context = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context(method)
     read, write = context.Pipe(duplex=False)
     begin = time.perf_counter()
     process = context.Process(target=launch_jobs.say, args=(write,))
@@ -191,7 +193,7 @@ def many_processes(count: int) -> float:
     """Two at a time, as many as there are cores here; nothing is written down."""
     context = multiprocessing.get_context("fork")
     begin = time.perf_counter()
-    alive: list[multiprocessing.process.BaseProcess] = []
+    alive: list[Any] = []
     for _ in range(count):
         if len(alive) == 2:
             alive.pop(0).join()
@@ -209,9 +211,7 @@ def task_spooler(work: Path) -> Iterator[tuple[Latency, Throughput]]:
     environment = {**os.environ, "TS_SOCKET": str(work / "ts.sock"), "TMPDIR": str(work)}
 
     def call(*arguments: str) -> str:
-        return subprocess.run(
-            [program, *arguments], env=environment, check=True, capture_output=True, text=True
-        ).stdout
+        return subprocess.run([program, *arguments], env=environment, check=True, capture_output=True, text=True).stdout
 
     stamp = work / "ts.stamp"
 
@@ -250,7 +250,8 @@ def rq(work: Path) -> Iterator[tuple[Latency, Throughput]]:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     try:
         workers = [
-            subprocess.Popen([program, "worker", "-u", f"unix://{socket}", "--quiet"], env=environment) for _ in range(2)
+            subprocess.Popen([program, "worker", "-u", f"unix://{socket}", "--quiet"], env=environment)
+            for _ in range(2)
         ]
     except FileNotFoundError:
         server.terminate()

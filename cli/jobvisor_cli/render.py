@@ -106,8 +106,11 @@ def digest_line(info: JobInfo, path: str) -> str:
 
 def info_page(info: JobInfo, log: str) -> str:
     """All that is known, in the layout of `virsh domjobinfo` with rows of ours below; `log`: shown when it crashed."""
-    word = {"cancelled": "Cancelled"}.get(info.job_type, info.job_type.capitalize())
-    rows = [("Job type", word), ("Operation", info.operation), ("Time elapsed", f"{info.time_elapsed:<12} ms")]
+    rows = [
+        ("Job type", info.job_type.capitalize()),
+        ("Operation", info.operation),
+        ("Time elapsed", f"{info.time_elapsed:<12} ms"),
+    ]
     if info.time_remaining is not None:
         rows.append(("Time remaining", f"{info.time_remaining:<12} ms"))
     if info.data_total or info.data_processed:

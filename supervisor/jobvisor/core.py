@@ -24,6 +24,7 @@ from jobvisor.request import Options, build
 from jobvisor.schedule import Mask
 from jobvisor.states import FINAL, State, Verb
 from jobvisor_workers import registry
+from jobvisor_workers.errors import JobError
 from jobvisor_workers.jobtype import JobType
 from jobvisor_workers.protocol import Detach
 from jobvisor_workers.resources.path import identify
@@ -31,6 +32,8 @@ from jobvisor_workers.resources.path import identify
 #: An idle zygote ends when its supervisor leaves; so long is waited for that, seconds.
 ZYGOTE_LEAVES = 5.0
 
+#: Adopted workers are asked where they are; the first list is to be true, so their answers are waited for, seconds.
+ADOPTED_ANSWER = 1.0
 T = TypeVar("T")
 
 _VERBS = {
@@ -63,9 +66,15 @@ class Core:
         try:
             startup.load(self._engine)
             self._engine.pump.submit(lambda: startup.resume(self._engine)).result()
+            deadline = time.monotonic() + ADOPTED_ANSWER
+            while self._submit(self._adopting).result() and time.monotonic() < deadline:
+                time.sleep(0.002)
         except BaseException:
             self._end()
             raise
+
+    def _adopting(self) -> bool:
+        return any(record.adopted and record.state is State.STARTING for record in self._engine.records.values())
 
     def start(self, job: JobType | str, options: Options, args: dict[str, Any]) -> Future[JobInfo]:
         request, notes = build(job, args, options)
@@ -158,9 +167,12 @@ class Core:
         return self._submit(lambda: self._engine.pool.zygote_pids())
 
     def mask(self, resource: str) -> Future[Mask]:
-        """Raises JobError when there is no such resource."""
+        """Raises UsageError when there can be no such resource."""
         path = os.path.join(os.getcwd(), resource)
-        key = identify(path, new=True)
+        try:
+            key = identify(path, new=True)
+        except JobError as error:
+            raise UsageError(str(error))
         types = {name: [each.access for each in registry.get(name).resources().values()] for name in registry.names()}
         return self._submit(lambda: self._engine.schedule.mask(key, path, types))
 

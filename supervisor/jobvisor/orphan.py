@@ -64,9 +64,17 @@ class Orphan:
 
 
 def collect(pump: Pump, directory: str, then: Callable[[], None]) -> None:
-    """Kill what a dead worker left, wherever it went, and go on when nothing is left.
+    """Kill what a dead worker left, and go on when nothing is left."""
+    if kill_strays(directory):
+        pump.later(COLLECT_AGAIN, lambda: collect(pump, directory, then))
+    else:
+        then()
 
-    Known by its mark or, where it was forked without exec, by the worker's life file, which it has open.
+
+def kill_strays(directory: str) -> bool:
+    """Kill what a dead worker left, wherever it went. True while something is left.
+
+    It is known by its mark or, where it was forked without exec, by the worker's life file, which it has open.
     """
     life = os.path.join(directory, "life")
     strays = [pid for pid in _processes() if is_marked(pid, directory) or _has_open(pid, life)]
@@ -75,10 +83,7 @@ def collect(pump: Pump, directory: str, then: Callable[[], None]) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-    if any(set(states(pid)) - {"Z", "X"} for pid in strays):
-        pump.later(COLLECT_AGAIN, lambda: collect(pump, directory, then))
-    else:
-        then()
+    return any(set(states(pid)) - {"Z", "X"} for pid in strays)
 
 
 def _processes() -> list[int]:

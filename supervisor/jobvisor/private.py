@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 
 from jobvisor import recovery
 from jobvisor.core import Core
 from jobvisor.errors import HomeInUse, HomeUnusable
 from jobvisor.home import Home, default_home
+from jobvisor.orphan import COLLECT_AGAIN, kill_strays
 from jobvisor.supervisor import Supervisor
 from jobvisor_workers.settle import read_life, settle
 
@@ -52,6 +54,8 @@ def tidy(parent: str) -> None:
         directories = [home.job(int(job)) for job in os.listdir(home.jobs) if job.isdigit()]
         if not any(isinstance(recovery.look(directory), recovery.Alive) for directory in directories):
             for directory in directories:
+                while kill_strays(directory):
+                    time.sleep(COLLECT_AGAIN)
                 settle(read_life(directory))
             shutil.rmtree(path, ignore_errors=True)
         home.release()

@@ -143,7 +143,8 @@ def _verdict(
         failure = result.failure
         if asked:  # the group's TERM may have reached a child first, whose failure the worker then told
             return {"state": State.ABORTED, "errmsg": failure.message}
-        return _failed(Cause(failure.cause), failure.message) | {"holder": failure.holder}
+        cause = Cause(failure.cause) if failure.cause in set(Cause) else Cause.ERROR  # a third party's own word
+        return _failed(cause, failure.message) | {"holder": failure.holder}
     if asked:
         return {"state": State.ABORTED}
     if rebooted:

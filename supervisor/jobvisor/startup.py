@@ -67,6 +67,8 @@ def _read(db: sqlite3.Connection, engine: Engine) -> list[tuple[Request, Notes]]
     engine.next_id = max(store.setting(db, "last_id"), highest) + 1
     # A reader that saw events which were not yet in the journal must not see their numbers again.
     engine.hub.begin(store.last_event(db) + RING)
+    for info in store.untold_ends(db):
+        store.log_event(db, engine.hub.state(info))
     engine.current = store.currents(db)
     stale = {*store.surplus(db, JOBS_KEPT), *store.ended_before(db, time.time() - DAYS_KEPT * 86400)}
     for job in stale:

@@ -116,9 +116,18 @@ def surplus(db: sqlite3.Connection, keep: int) -> list[int]:
 
 def log_event(db: sqlite3.Connection, event: Event) -> None:
     assert event.number is not None
-    db.execute("INSERT INTO events(number, job, content) VALUES (?,?,?)", (event.number, event.job.id, encode(event)))
+    row = (event.number, event.job.id, event.job.final, encode(event))
+    db.execute("INSERT INTO events(number, job, final, content) VALUES (?,?,?,?)", row)
+    if event.job.final:
+        db.execute("UPDATE jobs SET told=1 WHERE id=?", (event.job.id,))
     if event.number % 1000 == 0:
         db.execute("DELETE FROM events WHERE number<=?", (event.number - EVENTS_KEPT,))
+
+
+def untold_ends(db: sqlite3.Connection) -> list[JobInfo]:
+    """Jobs that are final, but whose last event was lost with the supervisor that was about to write it."""
+    rows = db.execute("SELECT info FROM jobs WHERE info IS NOT NULL AND NOT told ORDER BY id")
+    return [decode_info(row[0]) for row in rows]
 
 
 def events(db: sqlite3.Connection, after: int, before: int) -> list[Event]:

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,11 +136,11 @@ def play(block: Block, terminal: Terminal, directory: str) -> None:
     for session in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
         command, *lines = session.splitlines()
         begin = len(terminal.seen)
-        terminal.type(command + "\n")
+        terminal.keys(command + "\n")
         for line in lines:
             if line in KEYS:
                 terminal.expect(BAR)
-                terminal.type(KEYS[line])
+                terminal.keys(KEYS[line])
         terminal.expect(PROMPT)
         shown = terminal.seen[begin:]
         rest = iter([without_figures(line) for line in re.split(r"[\r\n]+", shown.replace(directory, "/v"))])
@@ -161,23 +160,19 @@ def without_figures(line: str) -> str:
     return re.sub(r"\b(B|[KMGT]iB)\b", "B", line).rstrip()
 
 
-@contextmanager
-def _desk(directory: Path) -> Iterator[Desk]:
-    desk = Desk(directory)
-    try:
-        yield desk
-    finally:
-        try:
-            wait_until(lambda: not desk.processes(), 10, "the end of what was started")
-        finally:
-            for pid in desk.processes():
-                os.kill(pid, signal.SIGKILL)
-    private = directory / "home/private"
-    assert not private.exists() or not os.listdir(private)
-    assert not list(directory.glob(".jobvisor-*"))
-
-
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
-    with _desk(tmp_path) as desk:
+    """Afterwards no process, no private home and no temporary file is left of what was shown."""
+    desk = Desk(tmp_path)
+    try:
         yield desk
+        wait_until(lambda: not desk.processes(), 10, "the end of what was started")
+    finally:
+        for pid in desk.processes():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+    private = tmp_path / "home/private"
+    assert not private.exists() or not os.listdir(private)
+    assert not list(tmp_path.glob(".jobvisor-*"))

@@ -4,6 +4,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,11 @@ def test_a_durable_batch_is_synced_and_another_is_not(tmp_path: Path) -> None:
 def test_results_come_back_in_the_order_of_the_posts(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.sqlite")
     journal.post(lambda db: db.execute("CREATE TABLE t(x)"))
-    futures = [journal.post(lambda db, n=n: db.execute("INSERT INTO t VALUES (?)", (n,)).lastrowid) for n in range(200)]
+
+    def insert(number: int, db: sqlite3.Connection) -> int | None:
+        return db.execute("INSERT INTO t VALUES (?)", (number,)).lastrowid
+
+    futures = [journal.post(partial(insert, number)) for number in range(200)]
     assert [future.result(10) for future in futures] == list(range(1, 201))
     journal.close()
 

@@ -91,7 +91,7 @@ class Crash(JobType, tag="crash"):
     nice: Annotated[str, Meta(description="a field with the name of a common option")] = "own"
 
     def run(self, worker: Worker) -> dict[str, Any]:
-        print(f"last words, {self.nice}", flush=True)  # noqa: T201 - to the worker's log
+        print(f"last words, {self.nice}", flush=True)
         if self.nice == "raise":
             raise RuntimeError("out of cheese")
         os._exit(7)

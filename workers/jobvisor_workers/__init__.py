@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jobvisor_workers.errors import BadArgument, Held, InputOutput, JobError, NoSpace
-    from jobvisor_workers.jobtype import READ, WRITE, Access, JobType, new_volume, volume
+    from jobvisor_workers.jobtype import READ, WRITE, Access, JobType, byte_size, new_volume, volume
     from jobvisor_workers.worker import Volume, Worker
 
 _HOMES = {
@@ -21,6 +21,7 @@ _HOMES = {
     "WRITE": "jobtype",
     "Access": "jobtype",
     "JobType": "jobtype",
+    "byte_size": "jobtype",
     "new_volume": "jobtype",
     "volume": "jobtype",
     "Volume": "worker",
@@ -39,6 +40,7 @@ __all__ = [
     "NoSpace",
     "Volume",
     "Worker",
+    "byte_size",
     "new_volume",
     "volume",
 ]

@@ -71,7 +71,7 @@ def run(
             preexec_fn=fresh_child,
         )
     except FileNotFoundError:
-        raise JobError(f"cannot run {argv[0]}: it is not installed (Debian, Ubuntu: apt-get install qemu-utils)")
+        raise JobError(f"cannot run {argv[0]}: it is not installed; Debian's package qemu-utils has the qemu programs")
     try:
         stdout, stderr = _relay(process, on_stdout, on_tick)
         status = process.wait()

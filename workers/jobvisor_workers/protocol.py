@@ -5,8 +5,8 @@ pipe is full: the latest one tells everything. At most PIPE_BUF (4096) bytes: a 
 
 Socket, supervisor ↔ zygote (SOCK_SEQPACKET): `ToZygote` and `FromZygote` below.
 
-Files in jobs/<id>/: request holds a `Request`, life lines of `Claim`, `Temporary` and `Commit`, result a `Result`, exit an
-`Exit`.
+Files in jobs/<id>/: request holds a `Request`, life lines of `Claim`, `Temporary` and `Commit`, result a `Result`,
+exit an `Exit`.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Linked(Struct, frozen=True):
 
 
 class Commit(Struct, tag="commit", tag_field="is"):
-    """The work is done and durable; from here on the job completes, whoever dies."""
+    """The work is done and durable. When everybody dies now: if all outputs stand the job completed, else none may."""
 
     outputs: list[Linked]
     result: dict[str, Any] | None

@@ -70,10 +70,7 @@ def _from_file(path: str) -> ModuleType:
 def preload(modules: Iterable[str]) -> None:
     """In the zygote: import the built-in types and the named modules once, for all workers."""
     for target, _ in BUILT_IN.values():
-        try:
-            _load(target)
-        except ImportError:  # XXXTEMP
-            pass
+        _load(target)
     add_modules(modules)
 
 

@@ -131,6 +131,7 @@ def _work(
         if request.dry_run:
             return Result("completed", report, {"dry_run": True})
         result = job.run(worker)
+        _check_result(result)
         commit(result)
         return Result("completed", report, result)
     except Held as error:
@@ -147,6 +148,16 @@ def _work(
         traceback.print_exc()
         text = f"{type(error).__name__}: {error} (a defect in job type {request.type}; its log has the traceback)"
         return _failed(report, JobError(text))
+
+
+def _check_result(result: object) -> None:
+    """Before anything is named: what cannot be written down would leave an output whose job nobody can read."""
+    if result is not None and not isinstance(result, dict):
+        raise TypeError(f"run() returned a {type(result).__name__}, not a dict or None")
+    try:
+        encode(result)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"run() returned what is no JSON: {error}")
 
 
 def claim(directory: int, pipe: int) -> int | None:
