@@ -38,7 +38,7 @@ from jobvisor_workers.jobtype import JobType
 MIB = 1 << 20
 MEMORY = "/dev/shm"
 OURS = ("loops", "jobvisor")
-Run = Callable[[], None]
+Run = Callable[[], object]
 
 
 @dataclass
@@ -210,7 +210,7 @@ def peer(left_out: set[str], program: str, command: str) -> dict[str, Run]:
 
 
 def job(supervisor: Supervisor, job_type: JobType) -> Run:
-    return lambda: supervisor.start(job_type).wait(check=True) and None
+    return lambda: supervisor.start(job_type).wait(check=True)
 
 
 def forked(work: Run) -> None:

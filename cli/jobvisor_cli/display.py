@@ -54,12 +54,12 @@ class Lines(Display):
         self._line_at, self._line_percent = time.monotonic(), 0.0
 
     def show(self, info: JobInfo) -> None:
+        if not info.final:
+            self.draw(info)
         for text in info.warnings:
             if text not in self._warned:
                 self._warned.add(text)
                 self.say(f"warning: {text}")
-        if not info.final:
-            self.draw(info)
 
     def draw(self, info: JobInfo) -> None:
         """Say the state, or how far it is."""

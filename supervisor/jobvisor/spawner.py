@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import array
 import errno
 import os
 import selectors
 import socket
-import struct
 import subprocess
 import sys
 from collections import deque
@@ -16,8 +14,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from jobvisor.pump import Pump
+from jobvisor_workers.link import PACKET_MAX, descriptor_in, rights
 from jobvisor_workers.protocol import FromZygote, Hello, ToZygote, decode_from_zygote, encode
-from jobvisor_workers.zygote import PACKET_MAX, Config
+from jobvisor_workers.zygote import Config
 
 #: Larger packets go by memfd: the socket's buffer limits a packet (EMSGSIZE at some 200 kB).
 INLINE_MAX = 60_000
@@ -95,16 +94,15 @@ class Zygote:
             if isinstance(message, Hello):
                 self.hello = message
             assert self._received is not None
-            self._received(self, message, _descriptor(ancillary))
+            self._received(self, message, descriptor_in(ancillary))
 
     def _flush(self) -> None:
         assert self._pump is not None
         while self._outbox and not self.gone:
             packet, attached = self._outbox[0]
             memory = _memory(attached) if attached is not None else None
-            rights = [] if memory is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", memory))]
             try:
-                self.socket.sendmsg([packet], rights)
+                self.socket.sendmsg([packet], [] if memory is None else [rights(memory)])
             except BlockingIOError:
                 self._pump.rewatch(self.socket.fileno(), self._ready, selectors.EVENT_READ | selectors.EVENT_WRITE)
                 return
@@ -193,13 +191,6 @@ def find(run: str) -> list[Zygote]:
         else:
             zygote.close()
     return found
-
-
-def _descriptor(ancillary: list[tuple[int, int, bytes]]) -> int | None:
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            return array.array("i", data[:4])[0]
-    return None
 
 
 def _memory(content: bytes) -> int:

@@ -135,8 +135,14 @@ def test_killing_a_stopped_job_from_the_shell(cli: Cli, shell: Terminal) -> None
     shell.keys("kill %1\n")
     shell.expect(r"aborted after")
     cli.nothing_left()
-    shell.keys("\n\n")  # bash tells of it before a prompt
-    shell.expect("Terminated")
+
+    def told() -> bool:
+        """Bash tells of it before the first prompt after it noticed."""
+        shell.keys("\n")
+        shell.expect(PROMPT)
+        return "Terminated" in shell.seen
+
+    wait_until(told, "bash has seen what it died of")
 
 
 def test_closing_the_terminal_lets_the_job_go_on(cli: Cli) -> None:

@@ -43,7 +43,7 @@ class Terminal:
             if match:
                 self._looked = match.end()
                 return match
-            assert self._read(end - time.monotonic()), f"{pattern!r} did not come; seen: {self.seen[-2000:]!r}"
+            assert self._read(end - time.monotonic()), f"{pattern!r} did not come; seen: {self.seen[-800:]!r}"
 
     def rest(self, seconds: float = 30) -> str:
         """All that comes until the program has closed the terminal."""

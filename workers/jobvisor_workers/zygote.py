@@ -8,23 +8,21 @@ leaves when no supervisor is connected and no worker is left.
 
 from __future__ import annotations
 
-import array
 import gc
 import os
 import selectors
 import signal
 import socket
-import struct
 import sys
 import time
 import traceback
-from collections import deque
 
 import msgspec
 
 from jobvisor_workers import registry, signals
 from jobvisor_workers.control import Control, belongs, children_of, states
 from jobvisor_workers.jobtype import JobType
+from jobvisor_workers.link import Link
 from jobvisor_workers.protocol import (
     VERSION,
     Abort,
@@ -50,7 +48,6 @@ from jobvisor_workers.protocol import (
 from jobvisor_workers.runtime import NOT_MINE, Spawned
 from jobvisor_workers.settle import claim_of, read_life, settle
 
-PACKET_MAX = 1 << 17
 #: Seconds between two tries to collect what was killed (a process in D dies when its disk answers).
 COLLECT_AGAIN = 0.005
 #: How often a tied zygote looks whether its supervisor was stopped, seconds.
@@ -88,47 +85,40 @@ class Zygote:
         self.config = config
         self.children: dict[int, Child] = {}
         self.unacknowledged: dict[int, Exited] = {}
-        self.peer: socket.socket | None = None
         self.detached = False
         self._spawned: Spawned | None = None
-        self._outbox: deque[tuple[bytes, int | None]] = deque()
         self._selector = selectors.DefaultSelector()
-        self._listener = socket.socket(fileno=config.listen)
-        self._listener.setblocking(False)
         self._wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._drain_stops)
+        self._link = Link(
+            self._selector,
+            socket.socket(fileno=config.listen),
+            connected=self._greet,
+            received=self._obey,
+            lost=self._supervisor_lost,
+        )
         self._follow_at: float | None = None
         self._stopped_with_peer: set[int] | None = None
 
     def serve(self) -> Spawned | None:
-        self._accept()
-        while self.peer or self.children:
-            for key, events in self._selector.select(self._timeout()):
-                if events & selectors.EVENT_WRITE and key.fileobj is self.peer:
-                    self._flush()
-                if events & selectors.EVENT_READ:
-                    key.data()
+        self._link.accept()
+        while self._link.up or self.children:
+            for key, _ in self._selector.select(self._timeout()):
+                key.data()
                 if self._spawned:
                     return self._spawned
             self._tick()
         self._farewell()
         return None
 
-    # --- the supervisor's socket -----------------------------------------------------------------------------
+    # --- the supervisor --------------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except BlockingIOError:
-            return
-        if self.peer:  # the old supervisor is dead: only one holds the home's lock
-            self._drop_peer()
-        connection.setblocking(False)
-        self.peer = connection
-        self._selector.register(connection, selectors.EVENT_READ, self._receive)
+    def say(self, message: FromZygote, descriptor: int | None = None) -> None:
+        self._link.say(encode(message), descriptor)
+
+    def _greet(self) -> None:
         self.say(Hello(os.getpid(), VERSION, self.config.modules, list(self.children)))
         for child in self.children.values():
             if child.exit is None:
@@ -140,90 +130,48 @@ class Zygote:
         if self.config.tied:
             self._follow_at = time.monotonic() + FOLLOW
 
-    def _receive(self) -> None:
-        assert self.peer is not None
-        while self.peer:
-            try:
-                packet, ancillary, _, _ = self.peer.recvmsg(PACKET_MAX, socket.CMSG_SPACE(4))
-            except BlockingIOError:
-                return
-            except ConnectionError:
-                packet, ancillary = b"", []
-            if not packet:
-                self._drop_peer()
-                return
-            self._obey(packet, _descriptor(ancillary))
-            if self._spawned:
-                return
-
-    def _drop_peer(self) -> None:
-        if self.peer is None:
-            return
-        self._selector.unregister(self.peer)
-        self.peer.close()
-        self.peer = None
-        self._outbox.clear()
+    def _supervisor_lost(self) -> None:
         self._follow_at = None
         if self.config.tied and not self.detached:
             for child in self.children.values():
                 child.control.abort(child.grace)
 
-    def say(self, message: FromZygote, descriptor: int | None = None) -> None:
-        """Queue a packet: a stopped host must not freeze grace periods (278 unread packets fill the socket)."""
-        if self.peer:
-            self._outbox.append((encode(message), descriptor))
-            self._flush()
-
-    def _flush(self) -> None:
-        assert self.peer is not None
-        while self._outbox:
-            packet, descriptor = self._outbox[0]
-            ancillary = [] if descriptor is None else [_rights(descriptor)]
-            try:
-                self.peer.sendmsg([packet], ancillary)
-            except BlockingIOError:
-                self._selector.modify(self.peer, selectors.EVENT_READ | selectors.EVENT_WRITE, self._receive)
-                return
-            except OSError:  # the peer is gone; the next read says so
-                self._outbox.clear()
-                return
-            self._outbox.popleft()
-        self._selector.modify(self.peer, selectors.EVENT_READ, self._receive)
-
-    def _obey(self, packet: bytes, descriptor: int | None) -> None:
+    def _obey(self, packet: bytes, descriptor: int | None) -> bool:
+        """False in a fresh worker, which must not read on."""
         try:
             message = decode_to_zygote(packet)
         except msgspec.DecodeError as error:  # of a supervisor whose version is not ours
             print(f"jobvisor: not understood: {error}: {packet[:200]!r}", file=sys.stderr)
-            return
-        if isinstance(message, Spawn):
-            self._spawn(message, descriptor)
-            return
-        if isinstance(message, Detach):
-            self.detached = True
-            return
-        if isinstance(message, Acknowledge):
-            self.unacknowledged.pop(message.job, None)
-            return
-        child = self.children.get(message.job)
-        if child is None or child.exit:
-            return
+            return True
+        match message:
+            case Spawn():
+                attached = _read_all(descriptor) if descriptor is not None else bytes(message.request)
+                if message.job not in self.children and message.job not in self.unacknowledged:
+                    self._spawn(message, decode_request(attached))
+            case Detach():
+                self.detached = True
+            case Acknowledge(job=job):
+                self.unacknowledged.pop(job, None)
+            case _:
+                child = self.children.get(message.job)
+                if child and child.exit is None:
+                    self._control(child.control, message)
+        return self._spawned is None
+
+    def _control(self, control: Control, message: Suspend | Resume | Abort | Signal) -> None:
         match message:
             case Suspend():
-                child.control.suspend()
+                control.suspend()
             case Resume():
-                child.control.resume()
+                control.resume()
             case Abort(grace=grace, force=force):
-                child.control.abort(grace, force=force)
+                control.abort(grace, force=force)
             case Signal(signal=number):
-                child.control.signal_leader(number)
+                control.signal_leader(number)
 
     # --- workers ---------------------------------------------------------------------------------------------
 
-    def _spawn(self, message: Spawn, descriptor: int | None) -> None:
-        if message.job in self.children or message.job in self.unacknowledged:
-            return
-        request = decode_request(bytes(message.request) if descriptor is None else _read_all(descriptor))
+    def _spawn(self, message: Spawn, request: Request) -> None:
         parsed = _parsed(request)
         read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signals.block()
@@ -260,9 +208,7 @@ class Zygote:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._selector.close()
-        self._listener.close()
-        if self.peer:
-            self.peer.close()
+        self._link.close_in_child()
 
     def _drain_stops(self) -> None:
         try:
@@ -323,7 +269,7 @@ class Zygote:
         os.close(child.pipe)
         del self.children[child.job]
         exited = Exited(child.job, child.exit)
-        if self.peer:
+        if self._link.up:
             self.unacknowledged[child.job] = exited
             self.say(exited)
         elif self.config.tied:
@@ -366,9 +312,7 @@ class Zygote:
 
     def _follow_peer(self) -> None:
         """A tied job stops and goes on with the command that runs it, also at a SIGSTOP that no program can catch."""
-        assert self.peer is not None
-        pid = struct.unpack("3i", self.peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-        stopped = "T" in states(pid)
+        stopped = "T" in states(self._link.peer_pid())
         if stopped and self._stopped_with_peer is None:
             self._stopped_with_peer = {job for job, child in self.children.items() if not child.control.stopped}
             for job in self._stopped_with_peer:
@@ -401,17 +345,6 @@ def _parsed(request: Request) -> JobType | None:
     except Exception:  # the worker finds it too, and says it as the job's error
         traceback.print_exc()
         return None
-
-
-def _descriptor(ancillary: list[tuple[int, int, bytes]]) -> int | None:
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            return array.array("i", data[:4])[0]
-    return None
-
-
-def _rights(descriptor: int) -> tuple[int, int, bytes]:
-    return (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))
 
 
 def _read_all(descriptor: int) -> bytes:
