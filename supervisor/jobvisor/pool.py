@@ -30,7 +30,7 @@ from jobvisor_workers.protocol import (
     Stopped,
     Suspend,
     ToZygote,
-    decode_reports,
+    decode_report,
     encode,
 )
 
@@ -265,10 +265,9 @@ class Pool:
             self._close_pipe(process)
             return
         # Only the newest counts: a report is a whole snapshot, and written whole or not at all.
-        line = content.rstrip(b"\n").rpartition(b"\n")[2]
+        line = content[content.rfind(b"\n", 0, -1) + 1 :]
         try:
-            reports = decode_reports(line)
+            report = decode_report(line)
         except msgspec.DecodeError:  # what a worker writes is not to be trusted
             return
-        if reports:
-            self._listener.reported(process.job, reports[-1])
+        self._listener.reported(process.job, report)

@@ -59,7 +59,9 @@ def _resume(engine: Engine, record: Record, wait: bool) -> Future[JobInfo]:
         entering.run_queue(engine)
         return _done(record)
     engine.pool.resume(record.id)
-    return _until(engine, record, Verb.RESUME, wait, lambda job: job.state is not State.SUSPENDED)
+    # One that was adopted while it was suspended has told this supervisor nothing yet, and counts as starting until then.
+    unknown = (State.SUSPENDED, State.STARTING)
+    return _until(engine, record, Verb.RESUME, wait, lambda job: job.state not in unknown)
 
 
 def abort(engine: Engine, id: int, wait: bool, force: bool = False) -> Future[JobInfo]:
