@@ -59,7 +59,7 @@ def _resume(engine: Engine, record: Record, wait: bool) -> Future[JobInfo]:
         entering.run_queue(engine)
         return _done(record)
     engine.pool.resume(record.id)
-    # One that was adopted while it was suspended has told this supervisor nothing yet, and counts as starting until then.
+    # One that was adopted while it was suspended has told this supervisor nothing: it counts as starting until then.
     unknown = (State.SUSPENDED, State.STARTING)
     return _until(engine, record, Verb.RESUME, wait, lambda job: job.state not in unknown)
 

@@ -45,7 +45,10 @@ def program(name_or_code: str, *words: str | Path) -> subprocess.Popen[str]:
 
 def told(host: subprocess.Popen[str]) -> dict[str, Any]:
     with host:
-        stdout, stderr = host.communicate(timeout=100)
+        try:
+            stdout, stderr = host.communicate(timeout=60)
+        finally:
+            host.kill()
     assert (host.returncode, stderr) == (0, "")
     found: dict[str, Any] = json.loads(stdout)
     return found

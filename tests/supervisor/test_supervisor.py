@@ -478,8 +478,10 @@ from jobvisor import Supervisor
 supervisor = Supervisor(sys.argv[1], types=["support.deaf_types"], grace=0.5)
 jobs = [supervisor.start("test-chatty") for _ in range(8)]
 deaf = supervisor.start("test-deaf-worker")
-for job in [*jobs, deaf]:
+for job in jobs:
     job.wait(until="running")
+while deaf.info().phase != "deaf":
+    time.sleep(0.01)
 deaf.abort(wait=False)
 print(supervisor.pids()[deaf.id], *[supervisor.pids()[job.id] for job in jobs], flush=True)
 time.sleep(60)

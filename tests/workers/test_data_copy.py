@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobvisor_workers.data import copy as module
-from jobvisor_workers.data import libc, reflink
+from jobvisor_workers.data import libc, reflink, zeros
 from jobvisor_workers.data.copy import copy
 from jobvisor_workers.data.extents import allocated
 from jobvisor_workers.data.window import MIB, Window
@@ -128,6 +128,7 @@ def test_a_copy_of_any_layout_is_exact(
     with pytest.MonkeyPatch.context() as patch:
         if small:  # many steps for both threads, borders inside blocks
             patch.setattr(module, "STEP", 24 * 1024 + 1)
+            patch.setattr(zeros, "PIECE", 8 * 1024)
             patch.setattr(module, "PIECE", 8 * 1024)
         with Copied(source, directory, sparse=sparse) as copied:
             assert same(source, copied)

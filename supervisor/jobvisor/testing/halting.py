@@ -140,7 +140,7 @@ def kill_at(
         pidfd = os.pidfd_open(_victim(halt, who))
         try:
             signals.pidfd_send_signal(pidfd, signal)
-            if signal != signals.SIGKILL:
+            if who == "child":  # it is stopped, and hears of most signals only when it goes on, but then first of all
                 halt.release()
             assert select.select([pidfd], [], [], timeout)[0], f"signal {signal} did not end the {who} of {job!r}"
         finally:
