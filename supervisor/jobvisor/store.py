@@ -121,7 +121,9 @@ def log_event(db: sqlite3.Connection, event: Event) -> None:
     if event.job.final:
         db.execute("UPDATE jobs SET told=1 WHERE id=?", (event.job.id,))
     if event.number % 1000 == 0:
-        db.execute("DELETE FROM events WHERE number<=?", (event.number - EVENTS_KEPT,))
+        # Counted, since numbers have gaps.
+        kept = "SELECT number FROM events ORDER BY number DESC LIMIT 1 OFFSET ?"
+        db.execute(f"DELETE FROM events WHERE number<=({kept})", (EVENTS_KEPT,))
 
 
 def untold_ends(db: sqlite3.Connection) -> list[JobInfo]:

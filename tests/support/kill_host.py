@@ -15,6 +15,11 @@ home, work, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 chance = random.Random(seed)
 with Supervisor(home, types=["support.kill_types"], grace=2.0) as supervisor:
     (work / "zygote").write_text("\n".join(map(str, supervisor._core.zygotes().result())))
+    for info in supervisor.jobs(state="suspended"):
+        try:
+            supervisor.job(info.id).resume(wait=False)
+        except WrongState:  # it was over already
+            pass
     accepted = os.open(work / "accepted", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     for number in range(6):
         name = f"{os.getpid()}-{number}"

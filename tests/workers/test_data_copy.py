@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,11 @@ class Copied:
 
 
 @pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
+def no_thread_and_no_descriptor_is_left() -> Iterator[None]:
+    before, descriptors = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
     yield
     assert set(threading.enumerate()) <= before
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 def same(source: Path, copied: Copied) -> bool:
@@ -113,21 +115,27 @@ def image(path: Path, layout: list[tuple[str, int, int]], odd: int) -> Path:
     return path
 
 
-@settings(max_examples=80, deadline=None)
-@given(layout=layouts, odd=st.integers(0, 5000), sparse=st.sampled_from([None, True, False]), small=st.booleans())
+@settings(max_examples=100, deadline=None)
+@given(
+    layout=layouts,
+    odd=st.integers(0, 5000),
+    sparse=st.sampled_from([None, True, False]),
+    step=st.sampled_from([24 * 1024, 24 * 1024 + 1, None]),
+)
 def test_a_copy_of_any_layout_is_exact(
     tmp_path_factory: pytest.TempPathFactory,
     layout: list[tuple[str, int, int]],
     odd: int,
     sparse: bool | None,
-    small: bool,
+    step: int | None,
 ) -> None:
     directory = tmp_path_factory.mktemp("copy")
     source = image(directory / "source", layout, odd)
     blocks = source.stat().st_blocks
     with pytest.MonkeyPatch.context() as patch:
-        if small:  # many steps for both threads, borders inside blocks
-            patch.setattr(module, "STEP", 24 * 1024 + 1)
+        if step:  # many steps for both threads, direct I/O in small parts, borders inside blocks
+            patch.setattr(module, "STEP", step)
+            patch.setattr(module, "LEAST", BLOCK)
             patch.setattr(zeros, "PIECE", 8 * 1024)
             patch.setattr(module, "PIECE", 8 * 1024)
         with Copied(source, directory, sparse=sparse) as copied:
@@ -138,6 +146,63 @@ def test_a_copy_of_any_layout_is_exact(
             else:
                 assert copied.blocks <= blocks + EXTENT_TREE
     source.unlink()
+
+
+def direct_calls(monkeypatch: pytest.MonkeyPatch, answer: Callable[[str], None] = lambda name: None) -> list[str]:
+    """The names of the calls made with direct I/O, as they come; `answer` may fail one."""
+    calls: list[str] = []
+    for name in ("preadv", "pwrite"):
+
+        def call(fd: int, *rest: Any, name: str = name, real: Any = getattr(os, name)) -> int:
+            if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+                calls.append(name)
+                answer(name)
+            return int(real(fd, *rest))
+
+        monkeypatch.setattr(os, name, call)
+    return calls
+
+
+def cold(path: Path) -> Path:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return path
+
+
+def test_what_is_not_in_memory_passes_it_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = filled(tmp_path / "a", 20 * MIB + 7)
+    calls = direct_calls(monkeypatch)
+    with Copied(source, tmp_path, reflink=False):
+        if not calls:
+            pytest.skip("the test directory's filesystem has no direct I/O")
+        assert set(calls) == {"pwrite"}, "what is in memory is read there"
+    calls.clear()
+    with Copied(cold(source), tmp_path, reflink=False) as copied:
+        assert calls.count("preadv") == 5
+        assert same(source, copied)
+
+
+@pytest.mark.parametrize("refused", ["preadv", "pwrite", "open"])
+def test_where_direct_io_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+    source = cold(filled(tmp_path / "a", 20 * MIB + 7))
+
+    def answer(name: str) -> None:
+        if name == refused:
+            raise OSError(errno.EINVAL, "x")
+
+    def deny(path: str, flags: int, *rest: Any, real: Any = os.open) -> int:
+        if flags & os.O_DIRECT:
+            raise PermissionError(errno.EACCES, "x")
+        return int(real(path, flags, *rest))
+
+    calls = direct_calls(monkeypatch, answer)
+    if refused == "open":
+        monkeypatch.setattr(os, "open", deny)
+    with Copied(source, tmp_path, reflink=False) as copied:
+        # Each of the two threads tries once.
+        assert calls.count(refused) <= 2
+        assert same(source, copied)
 
 
 def test_holes_stay_and_cost_no_bandwidth(tmp_path: Path) -> None:
