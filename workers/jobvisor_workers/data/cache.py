@@ -9,7 +9,7 @@ from typing import Final
 
 SAMPLES: Final = 16
 MIB: Final = 1 << 20
-#: Extents from here on are long enough for the kernel's own read-ahead, which uses larger pages and is faster.
+#: Steps from here on are left to the kernel's own read-ahead, which uses larger pages and is faster.
 LONG: Final = 4 * MIB
 AHEAD: Final = 16 * MIB
 
@@ -23,21 +23,22 @@ class Reading:
 
     def __init__(self, fd: int, size: int) -> None:
         self._fd = fd
-        self._drop = _advise(fd, os.POSIX_FADV_RANDOM) and not _cached(fd, size)
+        #: The file was not in the cache.
+        self.cold = _advise(fd, os.POSIX_FADV_RANDOM) and not _cached(fd, size)
         _advise(fd, os.POSIX_FADV_SEQUENTIAL)
 
     def steps(self, extents: Iterable[tuple[int, int]], length: int) -> Iterator[tuple[int, int]]:
-        """Cut extents into steps of at most `length` bytes; short extents ahead of each are already being read.
+        """Cut extents into steps of at most `length` bytes; short ones ahead of each are already being read.
 
         The kernel's own read-ahead stops at the end of an extent and fills memory with the zeros of the hole behind it.
         """
         coming: deque[tuple[int, int]] = deque()
         waiting = 0
         for start, whole in extents:
-            if whole < LONG:
-                _advise(self._fd, os.POSIX_FADV_WILLNEED, start, whole)
             for offset in range(start, start + whole, length):
                 step = offset, min(length, start + whole - offset)
+                if step[1] < LONG:
+                    _advise(self._fd, os.POSIX_FADV_WILLNEED, *step)
                 coming.append(step)
                 waiting += step[1]
                 while waiting > AHEAD:
@@ -47,7 +48,7 @@ class Reading:
 
     def done(self, offset: int, length: int) -> None:
         """A range was read."""
-        if self._drop:
+        if self.cold:
             # Pages of up to 2 MiB that reach over the end of a range stay until the next one covers them.
             start = max(0, offset - 2 * MIB)
             _advise(self._fd, os.POSIX_FADV_DONTNEED, start, offset + length - start)

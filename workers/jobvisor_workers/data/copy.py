@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from jobvisor_workers.data import libc, reflink
 from jobvisor_workers.data.cache import Reading
+from jobvisor_workers.data.direct import BLOCK, LEAST, TMPFS, direct, huge_buffer
 from jobvisor_workers.data.extents import data_extents
 from jobvisor_workers.data.second import SecondThread
 from jobvisor_workers.data.window import Window
-from jobvisor_workers.data.zeros import ZeroRanges, data_runs, is_zero, preallocate, reserve, zero_out
+from jobvisor_workers.data.zeros import PIECE, ZeroRanges, data_runs, preallocate, reserve, zero_out
 from jobvisor_workers.errors import BadArgument, JobError, NoSpace, from_os_error
 
 MIB: Final = 1 << 20
 #: Bytes between two words of progress, and the most that an abort waits for.
 STEP: Final = 4 * MIB
-#: Bytes per read and write: they stay in the processor's cache between the two.
-PIECE: Final = 512 << 10
 
 #: f_type where a server copies on its own: NFS, SMB, SMB2, Ceph, FUSE. Elsewhere copy_file_range moves pages through
 #: the page cache, slower than two threads that read and write, and it writes zeros.
 OFFLOADING: Final = {0x6969, 0xFF534D42, 0xFE534D42, 0x00C36400, 0x65735546}
-TMPFS: Final = 0x01021994
 NO_OFFLOAD: Final = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EPERM}
 
 
@@ -85,19 +83,12 @@ class _Copy:
         shared = self.share()
         if shared and self.position == self.size:
             return "reflink"
-        offload = self.may_offload()
-        first, second = _Mover(self, offload), _Mover(self, offload)
-        extents = data_extents(self.source, self.position, self.size)
-        steps = self.reading.steps(extents, STEP)
-        # Both threads take one step, then meet: the limit on bandwidth, which sleeps in `advance`, holds for both.
-        with SecondThread[tuple[int, int], list[tuple[int, int]]](lambda step: second.move(*step)) as thread:
-            for step in steps:
-                other = next(steps, None)
-                if other:
-                    thread.give(other)
-                self.settle(*step, first.move(*step))
-                if other:
-                    self.settle(*other, thread.take())
+        # What the page cache holds is read from it. A target is never in it.
+        with (
+            direct(self.source if self.reading.cold else None, os.O_RDONLY) as source,
+            direct(self.target, os.O_WRONLY) as target,
+        ):
+            offload = self.move(source, target)
         if libc.size_of(self.source) < self.size:
             raise shrunk(self.source)
         self.hole(self.size)
@@ -108,7 +99,22 @@ class _Copy:
             self.window.finish()
         if shared:
             return "reflink"
-        return "copy_file_range" if first.offload and second.offload else "read-write"
+        return "copy_file_range" if offload else "read-write"
+
+    def move(self, source: int | None, target: int | None) -> bool:
+        """Copy the data in two threads; `source` and `target` are for direct I/O. True if the server copied all."""
+        first, second = _Mover(self, source, target), _Mover(self, source, target)
+        steps = self.reading.steps(data_extents(self.source, self.position, self.size), STEP)
+        # Both threads take one step, then meet: the limit on bandwidth, which sleeps in `advance`, holds for both.
+        with SecondThread[tuple[int, int], list[tuple[int, int]]](lambda step: second.move(*step)) as thread:
+            for step in steps:
+                other = next(steps, None)
+                if other:
+                    thread.give(other)
+                self.settle(*step, first.move(*step))
+                if other:
+                    self.settle(*other, thread.take())
+        return first.offload and second.offload
 
     def lay_out_device(self) -> None:
         room = libc.size_of(self.target)
@@ -181,12 +187,14 @@ class _Copy:
 class _Mover:
     """Moves steps; each thread has one."""
 
-    def __init__(self, copy: _Copy, offload: bool) -> None:
-        self.source, self.target, self.finely = copy.source, copy.target, copy.sparse is True
-        self.offload = offload
-        self.buffer = bytearray(min(PIECE, copy.size) or 1)
+    def __init__(self, copy: _Copy, direct_source: int | None, direct_target: int | None) -> None:
+        self.source, self.target = copy.source, copy.target
+        self.direct_source, self.direct_target = direct_source, direct_target
+        self.offload = copy.may_offload()
+        self.zero_block = BLOCK if copy.sparse else PIECE
+        self.piece = STEP if direct_target is not None else PIECE
+        self.buffer = huge_buffer(min(STEP, copy.size) or 1)
         self.view = memoryview(self.buffer)
-        self.address = libc.address(self.buffer)
 
     def move(self, offset: int, length: int) -> list[tuple[int, int]]:
         """Copy a range; returns the ranges in it that are zeros and were not written."""
@@ -213,28 +221,46 @@ class _Mover:
 
     def read(self, offset: int, length: int) -> int:
         try:
-            count = os.preadv(self.source, [self.view[:length]], offset)
+            count = self.read_some(offset, length)
         except OSError as error:
             raise from_os_error(error, f"read {libc.name_of(self.source)} at byte {offset}")
         if not count:
             raise shrunk(self.source)
         return count
 
+    def read_some(self, offset: int, length: int) -> int:
+        # Shorter steps are in the page cache already.
+        if self.direct_source is not None and length == STEP:
+            try:
+                return os.preadv(self.direct_source, [self.view[:length]], offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self.direct_source = None
+        return os.preadv(self.source, [self.view[: min(length, self.piece)]], offset)
+
     def write(self, offset: int, length: int, zeros: list[tuple[int, int]]) -> None:
         position = 0
-        for start, end in self.runs(length):
+        for start, end in data_runs(self.buffer, length, self.zero_block):
             if start > position:
                 zeros.append((offset + position, start - position))
             position = start
             while position < end:
-                position += os.pwrite(self.target, self.view[position:end], offset + position)
+                position += self.write_some(self.view[position:end], offset + position)
+        # For one that only looks at zeros the processor's cache matters; direct I/O wants long parts.
+        self.piece = STEP if position and self.direct_target is not None else PIECE
         if position < length:
             zeros.append((offset + position, length - position))
 
-    def runs(self, length: int) -> Iterable[tuple[int, int]]:
-        if self.finely:
-            return data_runs(self.buffer, self.address, length)
-        return () if is_zero(self.buffer, self.address, 0, length) else ((0, length),)
+    def write_some(self, data: memoryview, offset: int) -> int:
+        if self.direct_target is not None and len(data) >= LEAST:
+            try:
+                return os.pwrite(self.direct_target, data[: len(data) // BLOCK * BLOCK], offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self.direct_target = None
+        return os.pwrite(self.target, data, offset)
 
 
 def shrunk(source: int) -> JobError:

@@ -23,7 +23,7 @@ ALGORITHMS: Final = (
 
 STEP: Final = 4 << 20
 #: Bytes per read: they stay in the processor's cache until they are digested.
-PIECE: Final = 256 << 10
+PIECE: Final = 1 << 20
 
 
 def new(algorithm: str) -> _Hash:

@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import os
 import stat
+from mmap import mmap
 from typing import Final
 
 SYNC_WAIT_BEFORE: Final = 1
@@ -75,7 +76,7 @@ def filesystem_type(fd: int) -> int:
     return int(answer[0]) & 0xFFFFFFFF
 
 
-def address(buffer: bytearray | memoryview) -> int:
+def address(buffer: bytearray | mmap | memoryview) -> int:
     """Where a writable buffer lies; valid while the caller keeps the buffer."""
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import struct
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Final
 
 from jobvisor_workers.data import libc
 from jobvisor_workers.data.cow import cow_reason
+from jobvisor_workers.data.direct import BLOCK, huge_buffer
 from jobvisor_workers.data.passes import Pass
 from jobvisor_workers.data.second import SecondThread
 from jobvisor_workers.data.window import Window
@@ -19,8 +19,6 @@ from jobvisor_workers.errors import InputOutput, JobError
 
 __all__ = ["cow_reason", "run_pass", "trim"]
 
-#: Offsets and lengths of direct I/O; no logical block is larger on what is common, and EINVAL says where one is.
-BLOCK: Final = 4096
 #: Bytes per write: whole huge pages, and a multiple of every pattern's length, so that each step begins a pattern anew.
 STEP: Final = 3 * (2 << 20)
 #: Buffers of random bytes ahead of the writing.
@@ -71,18 +69,8 @@ def trim(fd: int, size: int, *, advance: Callable[[int], None]) -> None:
     os.fsync(fd)
 
 
-def _buffer() -> mmap.mmap:
-    buffer = mmap.mmap(-1, STEP, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    try:
-        # Direct I/O wants whole pages, and moves few huge ones 1.5 times as fast as many small ones.
-        buffer.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # a kernel without them
-        pass
-    return buffer
-
-
 def _patterned(step: Pass) -> memoryview:
-    buffer = _buffer()
+    buffer = huge_buffer(STEP)
     buffer[:] = step.pattern * (STEP // len(step.pattern))
     return memoryview(buffer)
 
@@ -101,7 +89,7 @@ def _write_random(fd: int, size: int, advance: Callable[[int], None]) -> None:
 
     with SecondThread(fill) as generator:
         for _ in range(min(BUFFERS, -(-size // STEP))):
-            generator.give(memoryview(_buffer()))
+            generator.give(memoryview(huge_buffer(STEP)))
         _write(fd, size, generator.take, generator.give, advance)
 
 
@@ -130,7 +118,7 @@ def _verify(fd: int, size: int, expected: memoryview, advance: Callable[[int], N
     os.fsync(fd)
     # For what direct I/O does not reach: the last part of a block, and filesystems without it.
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    found = memoryview(_buffer())
+    found = memoryview(huge_buffer(STEP))
     with _Direct(fd) as direct:
         for offset in range(0, size, STEP):
             length = min(STEP, size - offset)

@@ -6,40 +6,39 @@ import errno
 import os
 import struct
 from collections.abc import Callable, Iterator
+from mmap import mmap
 from typing import Final
 
 from jobvisor_workers.data import libc
+from jobvisor_workers.data.direct import BLOCK
 from jobvisor_workers.data.window import Window
 
-BLOCK: Final = 4096
-PIECE: Final = 1 << 20
+#: Finer, and the copy of a file with zeros in it would have many extents.
+PIECE: Final = 512 << 10
 _ZEROS: Final = bytearray(PIECE)
 _ZEROS_AT: Final = libc.address(_ZEROS)
-_ZERO_BLOCK: Final = bytes(BLOCK)
 
 UNSUPPORTED: Final = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY}
 
 
-def is_zero(buffer: bytearray, address: int, start: int, length: int) -> bool:
-    """True if `length` bytes (at most 1 MiB) of the buffer at `address` are zeros; on data one byte decides mostly."""
-    return not buffer[start] and libc.same(address + start, _ZEROS_AT, length)
+def data_runs(buffer: mmap, length: int, block: int) -> Iterator[tuple[int, int]]:
+    """Start and end of each stretch at the buffer's beginning that is not zeros, told apart in blocks of that size.
 
-
-def data_runs(buffer: bytearray, address: int, length: int) -> Iterator[tuple[int, int]]:
-    """Start and end of each stretch that is not zeros, in blocks of 4096 bytes."""
-    if is_zero(buffer, address, 0, length):
-        return
-    if buffer.find(_ZERO_BLOCK, 0, length) < 0:
-        yield 0, length
-        return
+    `block` divides 512 KiB, which are looked at as a whole first.
+    """
+    address = libc.address(buffer)
     start = None
-    for at in range(0, length, BLOCK):
-        if is_zero(buffer, address, at, min(BLOCK, length - at)):
-            if start is not None:
-                yield start, at
-            start = None
-        elif start is None:
-            start = at
+    for piece in range(0, length, PIECE):
+        end = min(piece + PIECE, length)
+        zero = not buffer[piece] and libc.same(address + piece, _ZEROS_AT, end - piece)
+        for at in (piece,) if zero or block == PIECE else range(piece, end, block):
+            # On data the first byte tells mostly.
+            if zero or (block < PIECE and not buffer[at] and libc.same(address + at, _ZEROS_AT, min(block, end - at))):
+                if start is not None:
+                    yield start, at
+                start = None
+            elif start is None:
+                start = at
     if start is not None:
         yield start, length
 
