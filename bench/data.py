@@ -77,8 +77,7 @@ def main() -> None:
                 late += measure(cell, arguments.rounds)
         for program in sorted(left_out):
             print(f"{program}: left out, not installed")
-    for line in late:
-        print(f"over its limit: {line}")
+    print(*(f"over its limit: {line}" for line in late), sep="\n")
 
 
 def cells(places: dict[str, Path], supervisor: Supervisor, size: int, left_out: set[str]) -> Iterator[Cell]:
@@ -236,7 +235,6 @@ def image(path: Path, kind: str, size: int) -> Path:
 
 def forget(path: Path) -> None:
     with open(path, "rb") as file:
-        os.fdatasync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 

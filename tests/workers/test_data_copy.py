@@ -151,9 +151,9 @@ def test_a_copy_of_any_layout_is_exact(
 def direct_calls(monkeypatch: pytest.MonkeyPatch, answer: Callable[[str], None] = lambda name: None) -> list[str]:
     """The names of the calls made with direct I/O, as they come; `answer` may fail one."""
     calls: list[str] = []
-    for name in ("preadv", "pwrite"):
+    for name, function in (("preadv", os.preadv), ("pwrite", os.pwrite)):
 
-        def call(fd: int, *rest: Any, name: str = name, real: Any = getattr(os, name)) -> int:
+        def call(fd: int, *rest: Any, name: str = name, real: Any = function) -> int:
             if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
                 calls.append(name)
                 answer(name)
@@ -265,6 +265,26 @@ def test_no_space_midway(tmp_path: Path, sparse: bool | None) -> None:
         with pytest.raises(OSError, match="No space") as caught:
             Copied(source, where, sparse=sparse)
         assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("sparse", [None, False])
+def test_where_space_cannot_be_reserved_zeros_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparse: bool | None
+) -> None:
+    source = scattered(tmp_path / "a", 20 * MIB + 5)
+    blocks = source.stat().st_blocks
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "x")
+
+    monkeypatch.setattr(libc, "fallocate", refuse)
+    with Copied(source, tmp_path, sparse=sparse) as copied:
+        assert same(source, copied)
+        assert sum(copied.advanced) + sum(copied.skipped) == copied.size
+        if sparse is None:
+            assert copied.blocks >= blocks - EXTENT_TREE
+        else:
+            assert copied.blocks * 512 >= copied.size
 
 
 LIMITED = """

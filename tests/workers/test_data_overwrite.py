@@ -134,7 +134,12 @@ def test_a_verification_names_the_byte_that_differs(tmp_path: Path, size: int) -
             os.pwrite(file.fileno(), original, offset)
 
 
-def test_a_verification_reads_the_device_and_not_the_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_verification_reads_the_device_and_not_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool
+) -> None:
+    if not direct:
+        monkeypatch.setattr(os, "O_DIRECT", 0)
     disk = filled(tmp_path / "disk", 4 * MIB)
     with loop_device(disk) as device:
         over(device, ZERO)
@@ -153,6 +158,21 @@ def test_a_verification_of_a_file_that_shrank(tmp_path: Path) -> None:
     over(path, ZERO)
     with open(path, "r+b") as file, pytest.raises(JobError, match="became shorter"):
         run_pass(file.fileno(), 3 * STEP, Pass("verify", b"\0"), advance=lambda _: os.truncate(path, STEP))
+
+
+def test_whole_blocks_pass_the_page_cache_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, calls = filled(tmp_path / "a", STEP + 2 * 4096 + 7), []
+    real = os.pwrite
+
+    def pwrite(fd: int, part: memoryview, offset: int) -> int:
+        calls.append((offset, len(part), bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)))
+        return real(fd, part, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    over(path, ZERO)
+    if len(calls) == 2:
+        pytest.skip("the test directory's filesystem has no direct I/O")
+    assert calls == [(0, STEP, True), (STEP, 2 * 4096, True), (STEP + 2 * 4096, 7, False)]
 
 
 @pytest.mark.parametrize("step", [ZERO, RANDOM])
