@@ -22,7 +22,7 @@ with Supervisor(home, types=["support.kill_types"], grace=2.0) as supervisor:
             pass
     accepted = os.open(work / "accepted", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     for number in range(6):
-        name = f"{os.getpid()}-{number}"
+        name = f"{seed}-{number}"  # of this round alone: a pid comes again
         job = supervisor.start(
             "steady",
             source=str(work / "source"),
