@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,11 @@ from support import scratch_types
 from support.lock_scenes import wait_until
 
 PROGRAM = Path(sys.executable).with_name("jobvisor")
+
+
+def hear_hangups() -> None:
+    """The tests may have been started with nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class Cli:
@@ -47,7 +53,7 @@ class Cli:
         return subprocess.Popen(
             [PROGRAM, *argv],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            cwd=self.directory, env=self.env, process_group=0,
+            cwd=self.directory, env=self.env, process_group=0, preexec_fn=hear_hangups,
         )  # fmt: skip
 
     def ticks(self, name: str = "ticks") -> int:

@@ -26,9 +26,10 @@ class Terminal:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
         self.seen = ""
         self._looked = 0
-        # setsid --ctty rather than preexec_fn: no Python runs between fork and exec.
+        # Programs rather than preexec_fn: no Python runs between fork and exec. The tests may run under nohup.
+        prefix = ["env", "--default-signal=HUP", "setsid", "--ctty", "--wait"]
         self.process = subprocess.Popen(
-            ["setsid", "--ctty", "--wait", *argv], stdin=slave, stdout=slave, stderr=slave, env=env, cwd=cwd
+            [*prefix, *argv], stdin=slave, stdout=slave, stderr=slave, env=env, cwd=cwd
         )
         os.close(slave)
 
