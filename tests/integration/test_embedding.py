@@ -102,12 +102,17 @@ print(json.dumps(seen))
 """
 
 
+#: The C library keeps 32 and 33 for itself: below make both are ignored, and no program can change that.
+NPTL = 3 << 31
+
+
 def test_what_the_host_blocks_and_ignores_is_not_inherited(home: Path) -> None:
     """As with nohup, or in a daemon that takes its signals with sigwait: TERM still ends jobs, and stops are seen."""
     seen = told(program(SIGWAITING, home))
-    assert seen["look"]["ignored"] == PYTHON_IGNORES
+    assert seen["look"]["ignored"] & ~NPTL == PYTHON_IGNORES
     assert not seen["look"]["blocked"] & (bit(signal.SIGCHLD) | bit(signal.SIGRTMIN) | bit(signal.SIGTSTP))
-    assert re.findall(r"Sig\w+:\t(\w+)", seen["look"]["child"]) == ["0" * 16] * 2
+    masks = re.findall(r"Sig\w+:\t(\w+)", seen["look"]["child"])
+    assert [int(mask, 16) & ~NPTL for mask in masks] == [0, 0]
     assert seen["ends"] == [["suspended", "running", "outsider", "aborted", None]] * 2
 
 
