@@ -56,10 +56,6 @@ class Pump:
         self.call(self._end)
         self.thread.join()
 
-    @property
-    def over(self) -> bool:
-        return self._over
-
     def call(self, function: Callable[[], None]) -> None:
         """From any thread: run it on the pump, in the order of the calls; at once when the pump has ended."""
         with self._door:

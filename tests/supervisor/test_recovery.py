@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import pytest
 
 from jobvisor import Cause, JobInfo, State, Supervisor
@@ -103,6 +104,15 @@ def test_a_stranger_under_the_name_of_an_output_is_left_alone(tmp_path: Path) ->
     (tmp_path / "new").rename(tmp_path / "keep")
     assert settle([Commit([intent], None)]) is None
     assert (tmp_path / "keep").read_text() == "theirs"
+
+
+def test_what_replaced_another_file_is_never_taken_away(tmp_path: Path) -> None:
+    """The old content is gone: without the new one both would be lost."""
+    (tmp_path / "a").write_text("new")
+    replaced = msgspec.structs.replace(linked(tmp_path / "a"), replaces=True)
+    missing = Linked(str(tmp_path), "b", replaced.device, replaced.inode + 1)
+    assert settle([Commit([replaced, missing], None)]) is None
+    assert (tmp_path / "a").read_text() == "new"
 
 
 def test_temporary_names_are_removed(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ class Output:
         if self.replace and self._temporary is None:
             self._temporary = self._spare_name
         facts = os.fstat(self.fd)
-        return Linked(self.directory_path, self.name, facts.st_dev, facts.st_ino, self._temporary)
+        return Linked(self.directory_path, self.name, facts.st_dev, facts.st_ino, self._temporary, self.replace)
 
     def link(self) -> None:
         """Give the file its name. FileExistsError when somebody made that name meanwhile and --replace is not given."""
@@ -108,7 +108,6 @@ class Output:
                 self._link_as(self._temporary)
             os.rename(self._temporary, self.name, src_dir_fd=self.directory, dst_dir_fd=self.directory)
         self._temporary = None
-        sync_directory(self.directory_path)
 
     def _link_as(self, name: str) -> None:
         if os.fstat(self.fd).st_nlink:

@@ -103,6 +103,8 @@ class Linked(Struct, frozen=True):
     device: int
     inode: int
     temporary: str | None = None
+    #: It takes the place of another file: once done that cannot be undone, since the other is gone.
+    replaces: bool = False
 
 
 class Commit(Struct, tag="commit", tag_field="is"):

@@ -23,6 +23,7 @@ from jobvisor_workers.errors import BadArgument, Held, JobError, from_os_error
 from jobvisor_workers.holders import WORKER_NAME
 from jobvisor_workers.jobtype import Access, JobType
 from jobvisor_workers.locks import acquire
+from jobvisor_workers.output import sync_directory
 from jobvisor_workers.progress import Reporter
 from jobvisor_workers.protocol import (
     Claim,
@@ -245,6 +246,11 @@ def _commit(worker: Worker, taken: signals.Signals, record: Any, result: dict[st
             if isinstance(error, FileExistsError):
                 raise JobError(f"cannot create {output.target}: somebody else made it meanwhile; it was left alone")
             raise from_os_error(error, f"create {output.target}")
+    for output in worker.outputs:
+        try:
+            sync_directory(output.directory_path)
+        except OSError as error:  # complete and in place: to take it away again would only lose it
+            worker.warn(f"{output.target} may not survive a power failure: its directory: {error.strerror}")
 
 
 def _failed(report: Report, error: JobError, **more: Any) -> Result:

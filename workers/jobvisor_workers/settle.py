@@ -52,9 +52,12 @@ def settle(life: list[Life]) -> Commit | None:
 
 
 def undo(outputs: list[Linked]) -> None:
-    """Take back the names that were made; a file of somebody else under such a name is left alone."""
+    """Take back the names that were made; a file of somebody else under such a name is left alone.
+
+    What has taken another file's place stays: to remove it would lose the old content and the new.
+    """
     for output in outputs:
-        if _stands(output):
+        if _stands(output) and not output.replaces:
             _remove(output.directory, output.name)
 
 
