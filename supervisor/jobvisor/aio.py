@@ -39,7 +39,7 @@ from jobvisor.events import Event
 from jobvisor.info import EndedBy, JobInfo, Parameter
 from jobvisor.request import Options
 from jobvisor.schedule import Mask
-from jobvisor.states import Cause, State, Verb
+from jobvisor.states import Cause, State, Verb, goal
 from jobvisor_workers.jobtype import JobType
 
 __all__ = [
@@ -118,7 +118,7 @@ class Job(job.Handle):
     async def wait(
         self, timeout: float | None = None, *, until: State | str | None = None, check: bool = False
     ) -> JobInfo:
-        future, waiter = self._core.wait(self.id, None if until is None else State(until))
+        future, waiter = self._core.wait(self.id, None if until is None else goal(until))
         try:
             info = await asyncio.wait_for(self._see(future), timeout)
         except BaseException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import select
 import threading
@@ -12,21 +13,23 @@ from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
-from jobvisor import entering, startup, store, verbs
+import msgspec
+
+from jobvisor import entering, once, startup, store, verbs
 from jobvisor.engine import Engine
-from jobvisor.errors import NoSuchJob, Unreachable, UsageError, WrongState
+from jobvisor.errors import NoSuchJob, NotPermitted, Unreachable, UsageError, WrongState
 from jobvisor.events import Event, EventStream
 from jobvisor.home import Home
 from jobvisor.info import JobInfo
 from jobvisor.journal import Journal
-from jobvisor.record import Record, Waiter
-from jobvisor.request import Options, build
+from jobvisor.record import Waiter
+from jobvisor.request import Options, absolute, build
 from jobvisor.schedule import Mask
-from jobvisor.states import FINAL, State, Verb
+from jobvisor.states import FINAL, Goal, State, Verb, is_met
 from jobvisor_workers import registry
 from jobvisor_workers.errors import JobError
 from jobvisor_workers.jobtype import JobType
-from jobvisor_workers.protocol import Detach
+from jobvisor_workers.protocol import Detach, Requester
 from jobvisor_workers.resources.path import identify
 
 #: An idle zygote ends when its supervisor leaves; so long is waited for that, seconds.
@@ -52,6 +55,7 @@ class Core:
         """`tied`: jobs share this process's fate (stop, death), and the home is removed at the end."""
         if not grace > 0:
             raise UsageError(f"grace is to be more than 0 seconds, not {grace:g}")
+        self._requester: Requester | None = None
         registry.add_modules(types)
         self.types = tuple(types)
         self.home = Home(home)
@@ -73,31 +77,76 @@ class Core:
             self._end()
             raise
 
+    def seen_by(self, requester: Requester) -> Core:
+        """The same supervisor for somebody who asks from outside: what they start is theirs and runs as them.
+
+        Other people's jobs do not exist for them, unless they are root or the user of the supervisor. One that is not
+        root's can only act as its own user, and only root may ask it besides. Raises NotPermitted.
+        """
+        own = os.getuid()
+        if own != 0:
+            if requester.uid not in (0, own):
+                raise NotPermitted(f"this supervisor is uid {own}'s; ask one of your own, or root's")
+            requester = msgspec.structs.replace(requester, uid=own)
+        view = copy.copy(self)
+        view._requester = requester
+        return view
+
+    @property
+    def _uid(self) -> int:
+        """Who asks."""
+        return self._requester.uid if self._requester else os.getuid()
+
+    @property
+    def _whose(self) -> int | None:
+        """The one user whose jobs exist for who asks; None: everybody's do."""
+        return None if self._engine.may_see(-1, self._uid) else self._uid
+
     def _adopting(self) -> bool:
         return any(record.adopted and record.state is State.STARTING for record in self._engine.records.values())
 
-    def start(self, job: JobType | str, options: Options, args: dict[str, Any]) -> Future[JobInfo]:
-        request, notes = build(job, args, options)
-        return self._submit(lambda: entering.start(self._engine, request, notes))
+    def start(
+        self,
+        job: JobType | str,
+        options: Options,
+        args: dict[str, Any],
+        *,
+        umask: int | None = None,
+        key: str | None = None,
+    ) -> Future[JobInfo]:
+        """`key`: who asks calls this start so; the same key and request again answer with the same job.
+
+        Blocks for as long as it takes to look at the named files. Raises UsageError.
+        """
+        request, notes = build(job, args, options, requester=self._requester, umask=umask)
+        named = once.once(self._uid, key, request)
+        engine = self._engine
+        return self._submit(lambda: once.start(engine, named, lambda: entering.start(engine, request, notes, named)))
 
     def info(self, id: int) -> Future[JobInfo]:
-        return self._submit(lambda: self._engine.info(_checked(id)))
+        return self._on(id, lambda: self._engine.info(id))
 
     def jobs(
         self,
         *,
-        state: State | str | Iterable[State | str] | None,
-        type: str | None,
-        resource: str | None,
-        limit: int | None,
+        state: State | str | Iterable[State | str] | None = None,
+        type: str | None = None,
+        resource: str | None = None,
+        limit: int | None = None,
+        all_users: bool = False,
+        since: float | None = None,
     ) -> Future[list[JobInfo]]:
-        """Live jobs from memory, ended ones from the journal; newest first."""
+        """Live jobs from memory, ended ones from the journal; newest first. Raises NotPermitted, UsageError.
+
+        `since`: epoch seconds; jobs that were not over at that moment.
+        """
         states = _states(state)
-        path = None if resource is None else os.path.join(os.getcwd(), resource)
+        path = None if resource is None else absolute(resource, self._requester, "list jobs")
+        owner = self._owner(all_users)
 
         def wanted(info: JobInfo) -> bool:
             fits = (not states or info.state in states) and type in (None, info.type)
-            return fits and (path is None or path in info.resources)
+            return fits and owner in (None, info.owner_uid) and (path is None or path in info.resources)
 
         def gather() -> Future[list[JobInfo]]:
             live = [info for info in (record.info() for record in self._engine.records.values()) if wanted(info)]
@@ -109,79 +158,76 @@ class Core:
             return sorted(both, key=lambda info: -info.id)[:limit]
 
         query: Any = {"states": [str(each) for each in states], "type": type, "resource": path, "limit": limit}
+        query |= {"owner": owner, "since": since}
         return self._submit(gather)
 
-    def wait(self, id: int, until: State | None) -> tuple[Future[JobInfo], Waiter]:
-        """The future resolves when the job is in `until`, or final."""
-
-        def met(record: Record) -> bool:
-            return record.state.final or record.state is until
-
-        waiter = Waiter(met, lambda _: None)
-        return self._submit(lambda: self._engine.wait(_checked(id), waiter)), waiter
+    def wait(self, id: int, until: Goal | None) -> tuple[Future[JobInfo], Waiter]:
+        """The future resolves when the job is where it is wanted, or final."""
+        waiter = Waiter(lambda record: is_met(until, record.state, record.report.phase), lambda _: None)
+        return self._on(id, lambda: self._engine.wait(id, waiter)), waiter
 
     def unwait(self, id: int, waiter: Waiter) -> None:
         self._engine.pump.call(lambda: self._engine.unwait(id, waiter))
 
     def verb(self, verb: Verb, id: int, *, wait: bool, force: bool = False) -> Future[JobInfo]:
         do = partial(verbs.abort, force=force) if verb is Verb.ABORT else _VERBS[verb]
-        return self._submit(lambda: do(self._engine, _checked(id), wait))
+        return self._on(id, lambda: do(self._engine, id, wait))
 
-    def retry(self, id: int) -> Future[JobInfo]:
-        return self._submit(lambda: verbs.retry(self._engine, _checked(id)))
+    def retry(self, id: int, *, key: str | None = None) -> Future[JobInfo]:
+        """`key`: as for `start`."""
+        named = once.once(self._uid, key, f"retry {id}")
+        return self._on(id, lambda: verbs.retry(self._engine, id, self._requester, named))
 
     def forget(self, id: int) -> Future[None]:
-        return self._submit(lambda: verbs.forget(self._engine, _checked(id)))
+        return self._on(id, lambda: verbs.forget(self._engine, id))
 
     def ended_before(self, before: datetime | None) -> Future[list[int]]:
-        """The final jobs that `forget` is about."""
-        moment = before.timestamp() if before else float("inf")
-        return self._submit(lambda: self._engine.journal.post(lambda db: store.ended_before(db, moment)))
+        """The final jobs of who asks that `forget` is about."""
+        moment, uid = before.timestamp() if before else float("inf"), self._uid
+        return self._submit(lambda: self._engine.journal.post(lambda db: store.ended_before(db, moment, uid)))
 
     def current(self) -> Future[int | None]:
-        return self._submit(lambda: self._engine.current.get(os.getuid()))
+        return self._submit(lambda: self._engine.current.get(self._uid))
 
     def set_current(self, id: int) -> Future[None]:
         """Raises NoSuchJob."""
-
-        def found(done: Future[JobInfo]) -> None:
-            error = done.exception()
-            if error:
-                outcome.set_exception(error)
-            else:
-                self._engine.pump.call(set_it)
-
-        def set_it() -> None:
-            self._engine.set_current(os.getuid(), id)
-            outcome.set_result(None)
-
-        outcome: Future[None] = Future()
-        outcome.set_running_or_notify_cancel()
-        self.info(id).add_done_callback(found)
-        return outcome
+        return self._engine.pump.then(self.info(id), lambda _: self._engine.set_current(self._uid, id))
 
     def pids(self) -> Future[dict[int, int]]:
-        return self._submit(lambda: self._engine.pool.pids())
+        def visible() -> dict[int, int]:
+            found = self._engine.pool.pids()
+            return {job: pid for job, pid in found.items() if self._whose in (None, self._engine.owner(job))}
+
+        return self._submit(visible)
 
     def zygotes(self) -> Future[list[int]]:
         return self._submit(lambda: self._engine.pool.zygote_pids())
 
     def mask(self, resource: str) -> Future[Mask]:
         """Raises UsageError when there can be no such resource."""
-        path = os.path.join(os.getcwd(), resource)
+        path = absolute(resource, self._requester, "look at the mask")
         try:
             key = identify(path, new=True)
         except JobError as error:
             raise UsageError(str(error))
         types = {name: [each.access for each in registry.get(name).resources().values()] for name in registry.names()}
-        return self._submit(lambda: self._engine.schedule.mask(key, path, types))
 
-    def events(self, since: int | None, job: int | None) -> EventStream:
+        def look() -> Mask:
+            held, waiting = self._engine.schedule.users(key)
+            told = [[self._engine.holder(job, self._uid) for job in jobs] for jobs in (held, waiting)]
+            return Mask(path, self._engine.schedule.may_start(key, types), *told)
+
+        return self._submit(look)
+
+    def events(self, since: int | None, job: int | None, *, all_users: bool = False) -> EventStream:
+        """Of all own jobs, or of one that exists for who asks. Raises NotPermitted."""
+        owner = self._whose if job is not None else self._owner(all_users)
+
         def older(after: int, before: int) -> list[Event]:
             return self._engine.journal.post(lambda db: store.events(db, after, before)).result()
 
         self._engine.check_open()
-        return EventStream(self._engine.hub, since=since, job=job, older=older)
+        return EventStream(self._engine.hub, since=since, job=job, owner=owner, older=older)
 
     def detach(self) -> None:
         """A tied supervisor's jobs are to go on without it."""
@@ -201,7 +247,7 @@ class Core:
 
     def _abort_all(self) -> None:
         """All at the same time: each may take its grace period."""
-        live = self.jobs(state=set(State) - FINAL, type=None, resource=None, limit=None).result()
+        live = self.jobs(state=set(State) - FINAL, all_users=True).result()
         for ending in [self.verb(Verb.ABORT, info.id, wait=True) for info in live]:
             try:
                 ending.result()
@@ -247,6 +293,30 @@ class Core:
                 waiter.future.set_exception(Unreachable("this supervisor was closed; the job goes on"))
             record.waiters.clear()
         engine.pool.close()
+
+    def _owner(self, all_users: bool) -> int | None:
+        """Whose jobs a list is about; None: everybody's. Raises NotPermitted."""
+        if not all_users:
+            return self._uid
+        if self._whose is not None:
+            raise NotPermitted("only root may look at the jobs of all users")
+        return None
+
+    def _on(self, id: int, do: Callable[[], T | Future[T]]) -> Future[T]:
+        """On the pump, if this job exists for who asks. Raises NoSuchJob."""
+
+        def if_seen(owner: int) -> T | Future[T]:
+            if self._whose in (None, owner):
+                return do()
+            raise NoSuchJob(id)
+
+        def find() -> T | Future[T]:
+            owner = self._engine.owner(_checked(id))
+            if owner is None and self._whose is not None:
+                return self._engine.pump.then(self._engine.journal.post(lambda db: store.owner(db, id)), if_seen)
+            return do() if owner is None else if_seen(owner)
+
+        return self._submit(find)
 
     def _submit(self, function: Callable[[], T | Future[T]]) -> Future[T]:
         def checked() -> T | Future[T]:

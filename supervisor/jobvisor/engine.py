@@ -19,10 +19,10 @@ from jobvisor.info import JobInfo
 from jobvisor.journal import Journal
 from jobvisor.pool import Pool
 from jobvisor.pump import Pump
-from jobvisor.record import Notes, Record, Waiter
+from jobvisor.record import Notes, Record, Waiter, user_name
 from jobvisor.schedule import Schedule
 from jobvisor_workers.jobtype import Access
-from jobvisor_workers.protocol import Request, encode
+from jobvisor_workers.protocol import Holder, Request, encode
 
 #: Final infos kept in memory, for those who ask just after the end.
 RECENT = 256
@@ -44,6 +44,8 @@ class Engine:
         self.records: dict[int, Record] = {}
         self.recent: dict[int, JobInfo] = {}
         self.current: dict[int, int] = {}
+        #: Starts with a key that are being accepted: (uid, key) → digest of the request, and the answer to come.
+        self.accepting: dict[tuple[int, str], tuple[bytes, Future[JobInfo]]] = {}
         self._closed = False
         self._pid = os.getpid()
         self.hub = Hub()
@@ -65,6 +67,24 @@ class Engine:
         if id in self.recent:
             return self.recent[id]
         return self.journal.post(lambda db: store.info(db, id))
+
+    def owner(self, id: int) -> int | None:
+        """Whose job it is; None when only the journal knows."""
+        if id in self.records:
+            return self.records[id].notes.owner_uid
+        return self.recent[id].owner_uid if id in self.recent else None
+
+    def holder(self, job: int, seen_by: int) -> Holder:
+        """A live job that is in somebody's way. Of other people's no more than id, type and user is told."""
+        record = self.records[job]
+        whose = record.notes.owner_uid
+        pid = self.pool.pids().get(job) if self.may_see(whose, seen_by) else None
+        return Holder("job", job=job, pid=pid, type=record.request.type, user=user_name(whose))
+
+    @staticmethod
+    def may_see(owner: int, uid: int) -> bool:
+        """True if this user may see and control jobs of `owner`: their own, and root and the supervisor's user all."""
+        return uid in (owner, 0, os.getuid())
 
     def wait(self, id: int, waiter: Waiter) -> Future[JobInfo]:
         """Resolves when the condition is met; for a final job at once."""

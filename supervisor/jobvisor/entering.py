@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import threading
 from concurrent.futures import Future
 
 import msgspec
 
-from jobvisor import ending, store
+from jobvisor import ending, once, store
 from jobvisor.engine import Engine, needs_of
 from jobvisor.errors import Busy
 from jobvisor.info import JobInfo
+from jobvisor.once import Once
 from jobvisor.record import Notes, Record
 from jobvisor.request import resolve
 from jobvisor.states import Cause, State
-from jobvisor_workers.protocol import Holder, Request
+from jobvisor_workers.protocol import Request
 
 #: A worker that dies before it could claim its job is forked again so often.
 SPAWNS_MAX = 3
 
 
-def start(engine: Engine, request: Request, notes: Notes) -> Future[JobInfo]:
+def start(engine: Engine, request: Request, notes: Notes, named: Once | None = None) -> Future[JobInfo]:
     """Accept a job: it gets its id here, and the future resolves when it is durable. `request.id` is not used.
+
+    `named`: what is written down with it, so that `once` finds it.
 
     Raises Busy.
     """
@@ -51,7 +55,11 @@ def start(engine: Engine, request: Request, notes: Notes) -> Future[JobInfo]:
         run_queue(engine)
         started.set_result(record.info())
 
-    written = engine.journal.post(lambda db: store.accept(db, directory, request, notes), durable=True)
+    def write(db: sqlite3.Connection) -> None:
+        store.accept(db, directory, request, notes)
+        once.keep(db, named, request.id)
+
+    written = engine.journal.post(write, durable=True)
     written.add_done_callback(lambda done: engine.pump.call(lambda: accepted(done.exception())))
     return started
 
@@ -95,7 +103,7 @@ def _refuse_conflict(engine: Engine, notes: Notes) -> None:
     blocked = engine.schedule.in_the_way(needs_of(notes))
     if blocked:
         key, other = blocked
-        raise Busy(_path(notes, key), Holder("job", job=other, pid=engine.pool.pids().get(other)))
+        raise Busy(_path(notes, key), engine.holder(other, notes.owner_uid))
 
 
 def _explain(engine: Engine, record: Record) -> None:

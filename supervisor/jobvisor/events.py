@@ -54,14 +54,14 @@ class Hub:
                 stream._wake()
         return event
 
-    def progress(self, info: Callable[[], JobInfo], job: int) -> None:
+    def progress(self, info: Callable[[], JobInfo], job: int, owner: int) -> None:
         """Deliver progress, if anybody listens."""
         if not self._streams:
             return
         with self._lock:
             event = Event("progress", None, time.time(), info())
             for stream in self._streams:
-                if stream._job in (None, job):
+                if stream._is_about(job, owner):
                     stream._progress[job] = event
                     stream._wake()
 
@@ -97,10 +97,16 @@ class EventStream:
     """Iterate to get events as they come; use as a context manager; `close()` from any thread ends the iteration."""
 
     def __init__(
-        self, hub: Hub, *, since: int | None, job: int | None, older: Callable[[int, int], list[Event]]
+        self,
+        hub: Hub,
+        *,
+        since: int | None,
+        job: int | None,
+        owner: int | None,
+        older: Callable[[int, int], list[Event]],
     ) -> None:
-        """`since`: deliver first what came after that number; `older`: reads the journal."""
-        self._hub, self._job, self._older = hub, job, older
+        """`since`: deliver first what came after that number; `owner`: one user's jobs; `older`: reads the journal."""
+        self._hub, self._job, self._owner, self._older = hub, job, owner, older
         self._after = since
         self._last: int | None = None
         self._pending: deque[Event] = deque()
@@ -191,7 +197,11 @@ class EventStream:
 
     def _is_wanted(self, event: Event) -> bool:
         assert event.number is not None
-        return self._job in (None, event.job.id) and (self._last is None or event.number <= self._last)
+        about = self._is_about(event.job.id, event.job.owner_uid)
+        return about and (self._last is None or event.number <= self._last)
+
+    def _is_about(self, job: int, owner: int) -> bool:
+        return self._job in (None, job) and self._owner in (None, owner)
 
     def _wake(self) -> None:
         with self._news:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from jobvisor.errors import JobAborted, JobFailed, JobvisorError, WaitTimeout
 from jobvisor.info import JobInfo
-from jobvisor.states import State, Verb
+from jobvisor.states import State, Verb, goal
 
 if TYPE_CHECKING:
     from jobvisor.supervisor import Supervisor
@@ -41,7 +41,7 @@ class Job(Handle):
 
         Raises WaitTimeout; with `check` also JobFailed and JobAborted.
         """
-        info = self._supervisor._wait(self.id, timeout, None if until is None else State(until))
+        info = self._supervisor._wait(self.id, timeout, None if until is None else goal(until))
         if info is None:
             raise WaitTimeout(self.id, timeout or 0.0)
         return checked(info) if check else info

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
 #: Many descriptors become ready one by one: a short pause lets one wake-up serve all of them (18 wake-ups/s, not 900).
 GATHER = 0.02
@@ -86,6 +87,21 @@ class Pump:
 
         self.call(run)
         return future
+
+    def then(self, first: Future[S], function: Callable[[S], T | Future[T]]) -> Future[T]:
+        """When `first` has its result: that of the function, run on the pump with it."""
+        outcome: Future[T] = Future()
+        outcome.set_running_or_notify_cancel()
+
+        def proceed(done: Future[S]) -> None:
+            error = done.exception()
+            if error:
+                outcome.set_exception(error)
+            else:
+                self.submit(lambda: function(done.result())).add_done_callback(lambda last: _copy(last, outcome))
+
+        first.add_done_callback(proceed)
+        return outcome
 
     def later(self, delay: float, function: Callable[[], None]) -> Timer:
         """On the pump: run it in `delay` seconds."""

@@ -10,12 +10,13 @@ from typing import Any
 import msgspec
 
 from jobvisor.errors import UsageError
-from jobvisor.home import boot_id, umask
+from jobvisor.home import boot_id
+from jobvisor.home import umask as process_umask
 from jobvisor.record import Notes
 from jobvisor_workers import registry
 from jobvisor_workers.errors import JobError
 from jobvisor_workers.jobtype import JobType
-from jobvisor_workers.protocol import Request
+from jobvisor_workers.protocol import Request, Requester
 from jobvisor_workers.resources.path import identify
 
 
@@ -30,8 +31,19 @@ class Options(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     ionice: str | None = None
 
 
-def build(job: JobType | str, args: Mapping[str, Any], options: Options) -> tuple[Request, Notes]:
-    """A request without an id yet. Raises UsageError; what is wrong with the world is left to the worker."""
+def build(
+    job: JobType | str,
+    args: Mapping[str, Any],
+    options: Options,
+    *,
+    requester: Requester | None = None,
+    umask: int | None = None,
+) -> tuple[Request, Notes]:
+    """A request without an id yet. Raises UsageError; what is wrong with the world is left to the worker.
+
+    `requester`: whom the job is for, in whose name and with whose rights it runs. Their working directory is not ours,
+    so paths are to be absolute. By default the job is for the user of this process, and has its umask.
+    """
     if isinstance(job, JobType):
         name = job.name()
         if args:
@@ -48,23 +60,26 @@ def build(job: JobType | str, args: Mapping[str, Any], options: Options) -> tupl
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
         if isinstance(value, str) and value:
-            fields[field] = os.path.join(os.getcwd(), value)
+            fields[field] = absolute(value, requester, f"start {name}")
     try:
         fields = msgspec.to_builtins(registry.convert(name, fields))
         fields.pop("type")
-        keys = resolve(name, fields)
+        ours = requester is None or requester.uid == os.getuid()
+        keys = resolve(name, fields) if ours else {}
         request = msgspec.convert(
             {
                 "id": 0,
                 "type": name,
                 "args": fields,
                 "created": time.time(),
-                "umask": umask(),
+                "umask": process_umask() if umask is None else umask,
                 "resolved": {path: key for path, (key, _) in keys.items()},
                 **msgspec.structs.asdict(options),
             },
             Request,
         )
+        if requester and requester.uid != os.getuid():
+            request = msgspec.structs.replace(request, requester=requester)
         msgspec.json.encode(request)
     except msgspec.ValidationError as error:
         raise UsageError(f"cannot start {name}: {error}")
@@ -72,7 +87,17 @@ def build(job: JobType | str, args: Mapping[str, Any], options: Options) -> tupl
         raise UsageError(f"cannot start {name}: an argument is not valid UTF-8; rename the file")
     _check(request)
     paths = [fields[field] for field in job_type.resources() if fields.get(field)]
-    return request, Notes(boot=boot_id(), owner_uid=os.getuid(), keys=keys, resources=paths)
+    owner = requester.uid if requester else os.getuid()
+    return request, Notes(boot=boot_id(), owner_uid=owner, keys=keys, resources=paths)
+
+
+def absolute(path: str, requester: Requester | None, doing: str) -> str:
+    """Raises UsageError."""
+    if requester is None:
+        return os.path.join(os.getcwd(), path)
+    if not os.path.isabs(path):
+        raise UsageError(f"cannot {doing}: {path} is a relative path; give it from the root")
+    return path
 
 
 def resolve(name: str, fields: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -89,6 +114,8 @@ def resolve(name: str, fields: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def _check(request: Request) -> None:
+    if not 0 <= request.umask <= 0o777:
+        raise UsageError(f"umask is to be from 0 to 0777, not {request.umask:#o}")
     if request.bandwidth is not None and request.bandwidth <= 0:
         raise UsageError(f"bandwidth is to be more than 0 bytes/s, not {request.bandwidth}")
     if request.time_limit is not None and not 0 < request.time_limit < 1e9:

@@ -10,17 +10,21 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct
 
 from jobvisor_workers.jobtype import READ, WRITE, Access
+from jobvisor_workers.protocol import Holder
 
 Needs = Mapping[str, Access]
 
 
 class Mask(Struct, frozen=True):
-    """What may start on a resource now, which jobs have it, and which wait for it (in their order)."""
+    """What may start on a resource now, which jobs have it, and which wait for it (in their order).
+
+    Of other people's jobs only id, type and user are told.
+    """
 
     resource: str
     may_start: list[str]
-    held_by: list[int]
-    waiting: list[int]
+    held_by: list[Holder]
+    waiting: list[Holder]
 
 
 class Schedule:
@@ -101,13 +105,15 @@ class Schedule:
     def needs(self, job: int) -> Needs:
         return self._needs[job]
 
-    def mask(self, key: str, resource: str, types: Mapping[str, Iterable[Access]]) -> Mask:
-        """`types`: job type → the accesses that it declares."""
-        held = self._active.get(key, {})
-        waiting = [job for job in self._queue if key in self._needs[job]]
-        taken = [*held.values(), *(self._needs[job][key] for job in waiting)]
-        may = sorted(name for name, accesses in types.items() if any(_fits(access, taken) for access in accesses))
-        return Mask(resource, may, sorted(held), waiting)
+    def users(self, key: str) -> tuple[list[int], list[int]]:
+        """The jobs that have a resource, and those that wait for it."""
+        return sorted(self._active.get(key, {})), [job for job in self._queue if key in self._needs[job]]
+
+    def may_start(self, key: str, types: Mapping[str, Iterable[Access]]) -> list[str]:
+        """The job types that fit now. `types`: job type → the accesses that it declares."""
+        held, waiting = self.users(key)
+        taken = [self._needs[job][key] for job in (*held, *waiting)]
+        return sorted(name for name, accesses in types.items() if any(_fits(access, taken) for access in accesses))
 
 
 def _fits(access: Access, taken: Iterable[Access]) -> bool:

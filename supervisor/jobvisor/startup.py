@@ -99,10 +99,11 @@ def _agree_with_directories(db: sqlite3.Connection, engine: Engine) -> int:
 
 def _rebuild(db: sqlite3.Connection, engine: Engine, request: Request, directory: str) -> None:
     try:
-        keys = resolve(request.type, request.args)
+        keys = {} if request.requester else resolve(request.type, request.args)
     except UnknownType:
         keys = {}
-    notes = Notes(boot=engine.boot, owner_uid=os.stat(directory).st_uid, keys=keys, resources=list(keys))
+    owner = request.requester.uid if request.requester else os.stat(directory).st_uid
+    notes = Notes(boot=engine.boot, owner_uid=owner, keys=keys, resources=list(keys))
     store.insert(db, request, notes)
     if isinstance(recovery.look(directory), recovery.Ended):
         base = JobInfo(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Literal
 
 
 class State(enum.StrEnum):
@@ -23,6 +24,24 @@ class State(enum.StrEnum):
     def final(self) -> bool:
         """True when the job has ended for good."""
         return self in FINAL
+
+
+#: The phase of a worker that has its locks and runs its type's plan().
+CHECKS = "checks"
+#: What can be waited for besides the end: a state, or that the checks were passed (or are not to come soon).
+Goal = State | Literal["checked"]
+
+
+def goal(word: str) -> Goal:
+    """Raises ValueError."""
+    return "checked" if word == "checked" else State(word)
+
+
+def is_met(goal: Goal | None, state: State, phase: str | None) -> bool:
+    """True when a job is where somebody wants it; an ended one always is, since nothing more will come."""
+    if goal == "checked":
+        return state is not State.STARTING and (state, phase) != (State.RUNNING, CHECKS)
+    return state.final or state is goal
 
 
 class Verb(enum.StrEnum):

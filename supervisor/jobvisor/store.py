@@ -46,6 +46,24 @@ def finish(db: sqlite3.Connection, info: JobInfo) -> None:
     )
 
 
+def keyed(db: sqlite3.Connection, uid: int, key: str) -> tuple[int, bytes] | None:
+    """The job that was started with a key, and the digest of the request."""
+    row = db.execute("SELECT job, digest FROM keys WHERE uid=? AND key=?", (uid, key)).fetchone()
+    return None if row is None else (row[0], row[1])
+
+
+def keep_key(db: sqlite3.Connection, uid: int, key: str, job: int, digest: bytes) -> None:
+    db.execute("INSERT INTO keys(uid, key, job, digest) VALUES (?,?,?,?)", (uid, key, job, digest))
+
+
+def owner(db: sqlite3.Connection, job: int) -> int:
+    """Raises NoSuchJob."""
+    row = db.execute("SELECT owner_uid FROM jobs WHERE id=?", (job,)).fetchone()
+    if row is None:
+        raise NoSuchJob(job)
+    return int(row[0])
+
+
 def note(db: sqlite3.Connection, job: int, notes: bytes) -> None:
     db.execute("UPDATE jobs SET notes=? WHERE id=?", (notes, job))
 
@@ -79,8 +97,10 @@ def final(
     type: str | None = None,
     resource: str | None = None,
     limit: int | None = None,
+    owner: int | None = None,
+    since: float | None = None,
 ) -> list[JobInfo]:
-    """Final jobs, newest first."""
+    """Final jobs, newest first. `since`: those that ended at that moment or later."""
     where, values = ["info IS NOT NULL"], list[Any]()
     if states:
         where.append(f"state IN ({','.join('?' * len(states))})")
@@ -91,6 +111,12 @@ def final(
     if resource is not None:
         where.append("id IN (SELECT job FROM resources WHERE path=?)")
         values.append(resource)
+    if owner is not None:
+        where.append("owner_uid=?")
+        values.append(owner)
+    if since is not None:
+        where.append("ended>=?")
+        values.append(since)
     values.append(-1 if limit is None else limit)
     rows = db.execute(f"SELECT info FROM jobs WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?", values)
     return [decode_info(row[0]) for row in rows]
@@ -99,11 +125,14 @@ def final(
 def forget(db: sqlite3.Connection, job: int) -> None:
     db.execute("DELETE FROM jobs WHERE id=?", (job,))
     db.execute("DELETE FROM resources WHERE job=?", (job,))
+    db.execute("DELETE FROM keys WHERE job=?", (job,))
     db.execute("DELETE FROM events WHERE job=?", (job,))
 
 
-def ended_before(db: sqlite3.Connection, time: float) -> list[int]:
-    return [row[0] for row in db.execute("SELECT id FROM jobs WHERE info IS NOT NULL AND ended<?", (time,))]
+def ended_before(db: sqlite3.Connection, time: float, owner: int | None = None) -> list[int]:
+    """The final jobs of one user, or of all."""
+    whose = "" if owner is None else f" AND owner_uid={owner:d}"
+    return [row[0] for row in db.execute(f"SELECT id FROM jobs WHERE info IS NOT NULL AND ended<?{whose}", (time,))]
 
 
 def surplus(db: sqlite3.Connection, keep: int) -> list[int]:

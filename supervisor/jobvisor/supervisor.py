@@ -15,7 +15,7 @@ from jobvisor.info import JobInfo
 from jobvisor.job import Job
 from jobvisor.request import Options
 from jobvisor.schedule import Mask
-from jobvisor.states import State, Verb
+from jobvisor.states import Goal, State, Verb
 from jobvisor_workers.jobtype import JobType
 
 
@@ -132,7 +132,7 @@ class Supervisor:
     def _info(self, id: int) -> JobInfo:
         return self._core.info(id).result()
 
-    def _wait(self, id: int, timeout: float | None, until: State | None) -> JobInfo | None:
+    def _wait(self, id: int, timeout: float | None, until: Goal | None) -> JobInfo | None:
         """None when the time was over."""
         future, waiter = self._core.wait(id, until)
         try:

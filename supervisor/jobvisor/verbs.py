@@ -14,14 +14,15 @@ from concurrent.futures import Future
 
 import msgspec
 
-from jobvisor import ending, entering, store
+from jobvisor import ending, entering, once, store
 from jobvisor.engine import Engine
 from jobvisor.errors import UsageError, WrongState
 from jobvisor.info import JobInfo
+from jobvisor.once import Once
 from jobvisor.record import Notes, Record, Waiter
 from jobvisor.states import ALLOWED, State, Verb
 from jobvisor_workers import registry
-from jobvisor_workers.protocol import Request
+from jobvisor_workers.protocol import Request, Requester
 
 
 def suspend(engine: Engine, id: int, wait: bool) -> Future[JobInfo]:
@@ -93,28 +94,32 @@ def complete(engine: Engine, id: int, wait: bool) -> Future[JobInfo]:
     return _on(engine, id, Verb.COMPLETE, do)
 
 
-def retry(engine: Engine, id: int) -> Future[JobInfo]:
-    """A new job like this one, with retry_of; resolves to its info when it is durable."""
+def retry(engine: Engine, id: int, requester: Requester | None, named: Once | None) -> Future[JobInfo]:
+    """A new job like this one, with retry_of; resolves to its info when it is durable.
+
+    It is for the same user as this one, with the groups that `requester` has now if that is the user who asks.
+    """
 
     def again(found: tuple[Request, Notes]) -> tuple[Request, Notes]:
         from jobvisor.request import Options, build
 
-        request, _ = found
+        request, told = found
         if registry.get(request.type).retry == "never":
             raise UsageError(
                 f"cannot retry job {id}: jobs of type {request.type} are never to be repeated as they were"
             )
         known = msgspec.structs.asdict(request)
         options = Options(**{name: known[name] for name in Options.__struct_fields__})
-        fresh, notes = build(request.type, request.args, options)
-        return msgspec.structs.replace(fresh, umask=request.umask, retry_of=id), notes
+        same = requester if requester and requester.uid == told.owner_uid else request.requester
+        fresh, notes = build(request.type, request.args, options, requester=same, umask=request.umask)
+        return msgspec.structs.replace(fresh, retry_of=id), notes
 
-    def start(fresh: tuple[Request, Notes]) -> Future[JobInfo]:
-        return engine.pump.submit(lambda: entering.start(engine, *fresh))
+    def start() -> Future[JobInfo]:
+        _check_final(engine, id, Verb.RETRY)
+        looked_up = engine.journal.post(lambda db: _retryable(again(store.request_of(db, id)), store.info(db, id)))
+        return engine.pump.then(looked_up, lambda fresh: entering.start(engine, *fresh, named))
 
-    _check_final(engine, id, Verb.RETRY)
-    looked_up = engine.journal.post(lambda db: _retryable(again(store.request_of(db, id)), store.info(db, id)))
-    return _chain(looked_up, start)
+    return once.start(engine, named, start)
 
 
 def forget(engine: Engine, id: int) -> Future[None]:
@@ -179,26 +184,3 @@ def _done(record: Record) -> Future[JobInfo]:
     future: Future[JobInfo] = Future()
     future.set_result(record.info())
     return future
-
-
-def _chain(
-    first: Future[tuple[Request, Notes]], then: Callable[[tuple[Request, Notes]], Future[JobInfo]]
-) -> Future[JobInfo]:
-    outcome: Future[JobInfo] = Future()
-
-    def copy(done: Future[JobInfo]) -> None:
-        error = done.exception()
-        if error:
-            outcome.set_exception(error)
-        else:
-            outcome.set_result(done.result())
-
-    def proceed(done: Future[tuple[Request, Notes]]) -> None:
-        error = done.exception()
-        if error:
-            outcome.set_exception(error)
-        else:
-            then(done.result()).add_done_callback(copy)
-
-    first.add_done_callback(proceed)
-    return outcome

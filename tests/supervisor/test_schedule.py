@@ -56,11 +56,10 @@ def test_a_job_that_leaves_the_queue_frees_its_place() -> None:
 def test_the_mask_tells_what_may_start_and_who_has_the_resource() -> None:
     made = schedule({"a": READ}, {"a": WRITE})
     types = {"look": [READ], "overwrite": [WRITE], "both": [READ, WRITE]}
-    assert made.mask("a", "/a", types).may_start == []
+    assert made.may_start("a", types) == []
     made.begin(1)
-    mask = made.mask("a", "/a", types)
-    assert (mask.held_by, mask.waiting, mask.may_start) == ([1], [2], [])
+    assert (made.users("a"), made.may_start("a", types)) == (([1], [2]), [])
     made.leave(2)
-    assert made.mask("a", "/a", types).may_start == ["both", "look"]
+    assert made.may_start("a", types) == ["both", "look"]
     made.leave(1)
-    assert made.mask("a", "/a", types).may_start == ["both", "look", "overwrite"]
+    assert made.may_start("a", types) == ["both", "look", "overwrite"]

@@ -245,8 +245,8 @@ def test_jobs_on_one_resource_start_in_their_order(supervisor: Supervisor, gate:
     jobs[0].wait(10, until=State.RUNNING)
     assert [job.info().state for job in jobs[1:]] == [State.QUEUED, State.QUEUED]
     assert jobs[1].info().reason == f"{image} is in use by job 1"
-    assert supervisor.mask(str(image)).held_by == [1]
-    assert supervisor.mask(str(image)).waiting == [2, 3]
+    assert [(holder.job, holder.type) for holder in supervisor.mask(str(image)).held_by] == [(1, "test-gate")]
+    assert [holder.job for holder in supervisor.mask(str(image)).waiting] == [2, 3]
     for number, job in enumerate(jobs):
         job.wait(10, until=State.RUNNING)
         Path(f"{gate}{number}").touch()

@@ -31,11 +31,16 @@ class Holder(Struct, frozen=True, omit_defaults=True):
     vm: str | None = None
     job: int | None = None
     path: str | None = None
+    #: Of a job, where its supervisor tells: its type, and whose it is.
+    type: str | None = None
+    user: str | None = None
 
     def __str__(self) -> str:
         match self.kind:
             case "job":
-                return f"job {self.job}" + (f" (pid {self.pid})" if self.pid else "")
+                known = (self.type, self.user and f"of {self.user}", f"pid {self.pid}" if self.pid else None)
+                about = ", ".join(word for word in known if word)
+                return f"job {self.job}" + (f" ({about})" if about else "")
             case "qemu":
                 return f"QEMU pid {self.pid}" + (f" (VM {self.vm})" if self.vm else f" ({self.command})")
             case "mount":
@@ -47,6 +52,16 @@ class Holder(Struct, frozen=True, omit_defaults=True):
             case "kernel":
                 return f"the kernel ({self.command or 'mounted, swap, LVM, md or another exclusive opener'})"
         return f"pid {self.pid} ({self.command})" if self.pid else (self.command or "another process")
+
+
+class Requester(Struct, frozen=True):
+    """The user whom a job is for; the worker becomes that user. `user`, `home`: for its environment."""
+
+    uid: int
+    gid: int
+    groups: list[int]
+    user: str
+    home: str
 
 
 class Request(Struct, frozen=True, omit_defaults=True):
@@ -66,6 +81,8 @@ class Request(Struct, frozen=True, omit_defaults=True):
     #: What each declared resource was when it was accepted: path → key; the worker compares what it opened.
     resolved: dict[str, str] = {}
     retry_of: int | None = None
+    #: None: the user that the zygote runs as.
+    requester: Requester | None = None
 
 
 class Report(Struct, omit_defaults=True):
