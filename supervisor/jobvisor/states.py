@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from typing import Literal
 
+from jobvisor_workers.protocol import CHECKS
+
 
 class State(enum.StrEnum):
     """Where a job is."""
@@ -26,8 +28,6 @@ class State(enum.StrEnum):
         return self in FINAL
 
 
-#: The phase of a worker that has its locks and runs its type's plan().
-CHECKS = "checks"
 #: What can be waited for besides the end: a state, or that the checks were passed (or are not to come soon).
 Goal = State | Literal["checked"]
 

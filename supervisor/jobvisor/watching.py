@@ -11,6 +11,7 @@ from jobvisor.pool import Listener
 from jobvisor.record import Record
 from jobvisor.states import Cause, State
 from jobvisor_workers.protocol import Exit, Report
+from jobvisor_workers.settle import claim_of, read_life
 
 #: Between a worker's lock on its life file and its claim in it lie microseconds; seconds until the next look.
 CLAIM_COMES = 0.01
@@ -108,15 +109,17 @@ def adopt(engine: Engine, record: Record, alive: recovery.Alive) -> None:
     if record.notes.abort:
         engine.pool.abort(record.id, engine.grace, force=record.notes.force)
     elif record.request.time_limit:
-        assert record.started is not None
-        left = record.started + record.request.time_limit - time.time()
+        # Not by the clock on the wall, which somebody may set; both count from this boot, since the worker lives.
+        left = alive.claim.at + record.request.time_limit - time.monotonic()
         engine.pump.later(max(0.0, left), lambda: _too_late(engine, record))
 
 
 def claimed(engine: Engine, record: Record) -> None:
     """A worker has the job for certain: what waited for that may go on."""
     record.claimed = True
-    record.started = record.started or time.time()
+    if record.started is None:
+        claim = claim_of(read_life(engine.home.job(record.id))) if record.adopted else None
+        record.started = time.time() - (time.monotonic() - claim.at if claim else 0.0)
     record.pid = engine.pool.pids().get(record.id)
     for call in record.when_claimed:
         call()

@@ -63,7 +63,10 @@ def test_a_claimed_job_cannot_be_declared_void_or_claimed_again(directory: Path)
     fd = os.open(directory, os.O_RDONLY)
     life = claim(fd, 5)
     assert life is not None
-    assert look(str(directory)) == Alive(Claim(os.getpid(), 5))
+    found = look(str(directory))
+    assert isinstance(found, Alive)
+    assert found.claim
+    assert (found.claim.pid, found.claim.pipe) == (os.getpid(), 5)
     assert not void(str(directory))
     assert claim(fd, 5) is None
     os.close(life)
@@ -83,7 +86,7 @@ def test_a_commit_whose_outputs_all_stand_is_done(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_text(name)
         outputs.append(linked(tmp_path / name))
-    assert settle([Claim(1, 2), Commit(outputs, {"n": 2})]) == Commit(outputs, {"n": 2})
+    assert settle([Claim(1, 2, 3.0), Commit(outputs, {"n": 2})]) == Commit(outputs, {"n": 2})
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
@@ -93,7 +96,7 @@ def test_a_commit_that_was_not_finished_is_undone(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
         outputs.append(linked(tmp_path / name, f".jobvisor-{name}"))
     (tmp_path / "b").rename(tmp_path / ".jobvisor-b")
-    assert settle([Claim(1, 2), Commit(outputs, None)]) is None
+    assert settle([Claim(1, 2, 3.0), Commit(outputs, None)]) is None
     assert os.listdir(tmp_path) == []
 
 
@@ -117,13 +120,13 @@ def test_what_replaced_another_file_is_never_taken_away(tmp_path: Path) -> None:
 
 def test_temporary_names_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".jobvisor-7-x").touch()
-    assert settle([Claim(1, 2), Temporary(str(tmp_path), ".jobvisor-7-x")]) is None
+    assert settle([Claim(1, 2, 3.0), Temporary(str(tmp_path), ".jobvisor-7-x")]) is None
     assert os.listdir(tmp_path) == []
 
 
 def test_a_line_that_was_cut_off_is_not_believed(directory: Path) -> None:
-    (directory / "life").write_bytes(encode(Claim(4711, 5)) + b'\n{"is":"commit","outp')
-    assert read_life(str(directory)) == [Claim(4711, 5)]
+    (directory / "life").write_bytes(encode(Claim(4711, 5, 6.0)) + b'\n{"is":"commit","outp')
+    assert read_life(str(directory)) == [Claim(4711, 5, 6.0)]
 
 
 REPORT = Report("running", "copy", 50, 100)
@@ -160,7 +163,7 @@ VERDICTS: dict[str, tuple[Result | None, Exit | None, bool, State, Cause | None]
 @pytest.mark.parametrize("name", list(VERDICTS))
 def test_a_verdict(directory: Path, name: str) -> None:
     result, exit_, asked, state, cause = VERDICTS[name]
-    (directory / "life").write_bytes(encode(Claim(9, 5)) + b"\n")
+    (directory / "life").write_bytes(encode(Claim(9, 5, 6.0)) + b"\n")
     if result:
         (directory / "result").write_bytes(encode(result))
     if exit_:
@@ -176,7 +179,7 @@ def test_a_verdict(directory: Path, name: str) -> None:
 
 
 def test_a_reboot_is_told(directory: Path) -> None:
-    (directory / "life").write_bytes(encode(Claim(9, 5)) + b"\n")
+    (directory / "life").write_bytes(encode(Claim(9, 5, 6.0)) + b"\n")
     assert conclude(str(directory), BASE, None, asked=False, rebooted=True).cause == Cause.HOST_REBOOT
 
 

@@ -372,7 +372,7 @@ def test_a_zombie_is_told_by_its_session_if_that_is_a_workers(tmp_path: Path, na
         try:
             wait_until(lambda: any(_is_zombie(pid) for pid in _members(leader.pid)))
             (zombie,) = [pid for pid in _members(leader.pid) if _is_zombie(pid)]
-            (home / "jobs" / "1" / "life").write_text(f'{{"is":"claim","pid":{leader.pid},"pipe":5}}\n')
+            (home / "jobs" / "1" / "life").write_text(f'{{"is":"claim","pid":{leader.pid},"pipe":5,"at":1.0}}\n')
             found = {(process.pid, process.state) for process in processes_of(home)}
         finally:
             leader.kill()

@@ -459,7 +459,7 @@ def test_no_space_is_known_before_the_first_byte(refused: Any, tmp_path: Path) -
     with filesystem(tmp_path, "tmpfs", 4 * MIB) as where:
         for source in (raw, image):
             info = refused(source, where / "b", "needs 6.0 MiB, the filesystem has 4.0 MiB free", cause=Cause.NO_SPACE)
-            assert info.phase is None
+            assert info.phase == "checks"
         refused(image, where / "b", "needs", cause=Cause.NO_SPACE, sparse=False)
 
 

@@ -20,6 +20,8 @@ from msgspec import Struct
 VERSION = "0.1.0"
 
 OnConflict = Literal["queue", "wait", "fail"]
+#: The phase of a worker that has its locks and runs its type's plan().
+CHECKS = "checks"
 
 
 class Holder(Struct, frozen=True, omit_defaults=True):
@@ -99,10 +101,14 @@ class Report(Struct, omit_defaults=True):
 
 
 class Claim(Struct, tag="claim", tag_field="is"):
-    """First line of life: this process is the job's worker. `pipe`: its descriptor of the progress pipe's read end."""
+    """First line of life: this process is the job's worker.
+
+    `pipe`: its descriptor of the progress pipe's read end. `at`: when it was, seconds of CLOCK_MONOTONIC of that boot.
+    """
 
     pid: int
     pipe: int
+    at: float
 
 
 class Temporary(Struct, tag="temporary", tag_field="is"):

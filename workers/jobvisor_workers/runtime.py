@@ -1,7 +1,10 @@
 """A worker's life, top to bottom.
 
-    setsid · close the zygote's descriptors · claim jobs/<id>/life · take signals · lock the resources · plan · run ·
-    commit the outputs · SystemExit to the top · atexit handlers · write jobs/<id>/result · os._exit
+    setsid · close the zygote's descriptors · claim jobs/<id>/life · become the requester · take signals · lock the
+    resources · plan · run · commit the outputs · SystemExit to the top · atexit handlers · write jobs/<id>/result ·
+    os._exit
+
+All files of the job directory are opened first: they are not the requester's.
 
 The zygote's program registers `leave` as its very first atexit handler, so that it runs last and calls the LastWord.
 """
@@ -11,13 +14,14 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import msgspec
 
-from jobvisor_workers import leave, registry, signals
+from jobvisor_workers import identity, leave, registry, signals
 from jobvisor_workers.control import MARK, MARK_ID
 from jobvisor_workers.errors import BadArgument, Held, JobError, from_os_error
 from jobvisor_workers.holders import WORKER_NAME
@@ -26,6 +30,7 @@ from jobvisor_workers.locks import acquire
 from jobvisor_workers.output import sync_directory
 from jobvisor_workers.progress import Reporter
 from jobvisor_workers.protocol import (
+    CHECKS,
     Claim,
     Commit,
     Failure,
@@ -50,15 +55,15 @@ class LastWord:
     """What the result file will say; `leave` calls it at the very end."""
 
     def __init__(self, directory: int, report: Report) -> None:
-        self.directory = directory
+        # Until the end it is empty, which counts as missing.
+        self._file = os.open("result", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
         self.result = Result("failed", report, failure=Failure("crashed", "the worker ended without a word"))
         self.status = 1
 
     def __call__(self) -> int:
-        fd = os.open("result.new", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self.directory)
-        os.write(fd, encode(self.result))
-        os.close(fd)
-        os.rename("result.new", "result", src_dir_fd=self.directory, dst_dir_fd=self.directory)
+        rest = encode(self.result)
+        while rest:  # what is cut off cannot be decoded
+            rest = rest[os.write(self._file, rest) :]
         return self.status
 
 
@@ -83,13 +88,15 @@ def main(spawned: Spawned) -> NoReturn:
     _close_all_but({0, 1, 2, spawned.pipe_read, spawned.pipe_write, directory})
     _own_log(directory)
     _name_process(request.id)
-    os.environ |= {MARK_ID: str(request.id), MARK: spawned.directory}
     life = claim(directory, spawned.pipe_read)
     if life is None:
         os._exit(NOT_MINE)
 
     reporter = Reporter(spawned.pipe_write, request.bandwidth)
     leave.last_word = word = LastWord(directory, reporter.report)
+    os.close(directory)
+    _become_requester(request, word)
+    os.environ |= {MARK_ID: str(request.id), MARK: spawned.directory}
 
     def record(line: Claim | Temporary | Commit) -> None:
         os.write(life, encode(line) + b"\n")
@@ -117,6 +124,24 @@ def main(spawned: Spawned) -> NoReturn:
                 output.discard()
     word.status = 0 if completed else 1
     sys.exit(word.status)
+
+
+def _become_requester(request: Request, word: LastWord) -> None:
+    """The job's files are open; from here on everything is done with the rights of the user whom it is for."""
+    requester = request.requester
+    if requester is None:
+        return
+    if request.ionice is not None:
+        import psutil  # noqa: F401 - for _be_nice; later its files may not be ours to read
+    try:
+        identity.become(requester)
+    except OSError as error:
+        text = f"cannot run {request.type} as {requester.user} (uid {requester.uid}): {error.strerror}"
+        word.result = _failed(word.result.report, JobError(text))
+        sys.exit(word.status)
+    os.environ.clear()
+    os.environ.update(identity.environment(requester))
+    os.chdir("/")
 
 
 def _work(
@@ -173,7 +198,7 @@ def claim(directory: int, pipe: int) -> int | None:
         return None
     if os.fstat(life).st_size:
         return None
-    os.write(life, encode(Claim(os.getpid(), pipe)) + b"\n")
+    os.write(life, encode(Claim(os.getpid(), pipe, time.monotonic())) + b"\n")
     return life
 
 
@@ -183,7 +208,7 @@ def _prepare(worker: Worker, job: JobType, request: Request, reporter: Reporter)
     report = reporter.report
 
     def waiting(path: str, holder: Holder | None) -> None:
-        report.state, report.holder = "waiting", holder
+        report.state, report.phase, report.holder = "waiting", None, holder
         report.reason = f"{path} is in use by {holder or 'another process'}"
         reporter.send()
 
@@ -194,11 +219,15 @@ def _prepare(worker: Worker, job: JobType, request: Request, reporter: Reporter)
             list(wanted), on_conflict=request.on_conflict, waiting=waiting, expected=expected, doing=request.type
         )
         report.state, report.holder, report.reason = "running", None, None
+        report.phase = CHECKS if type(job).plan is not JobType.plan else None
         reporter.send()
         asked_before = dict(worker.wanted)
         worker.wanted.clear()
         job.plan(worker)
         if worker.wanted.keys() <= asked_before.keys():
+            if report.phase == CHECKS:
+                report.phase = None
+                reporter.send()
             return
         for lock in worker.locks:
             lock.close()

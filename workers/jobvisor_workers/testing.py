@@ -79,7 +79,7 @@ def _place() -> Place | None:
     try:
         with open(os.path.join(_run(), PLACE), "rb") as file:
             return msgspec.json.decode(file.read(), type=Place)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # a worker of another user cannot look there, and halts nowhere
         return None
 
 
