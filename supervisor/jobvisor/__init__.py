@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jobvisor.client import Client
     from jobvisor.errors import (
         Busy,
         HomeInUse,
@@ -19,22 +20,23 @@ if TYPE_CHECKING:
         WaitTimeout,
         WrongState,
     )
-    from jobvisor.events import Event, EventStream
-    from jobvisor.info import EndedBy, JobInfo, Parameter
+    from jobvisor.info import DaemonInfo, EndedBy, JobInfo, Parameter
     from jobvisor.job import Job
     from jobvisor.schedule import Mask
     from jobvisor.states import Cause, State, Verb
+    from jobvisor.stream import Event, EventStream
     from jobvisor.supervisor import Supervisor
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "client": "Client",
     "errors": (
         "Busy HomeInUse HomeUnusable JobAborted JobFailed JobvisorError JournalError NoSuchJob NotPermitted "
         "Unreachable UsageError WaitTimeout WrongState"
     ),
-    "events": "Event EventStream",
-    "info": "EndedBy JobInfo Parameter",
+    "stream": "Event EventStream",
+    "info": "DaemonInfo EndedBy JobInfo Parameter",
     "job": "Job",
     "schedule": "Mask",
     "states": "Cause State Verb",
@@ -45,6 +47,8 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names.s
 __all__ = [
     "Busy",
     "Cause",
+    "Client",
+    "DaemonInfo",
     "EndedBy",
     "Event",
     "EventStream",

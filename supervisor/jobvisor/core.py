@@ -16,16 +16,18 @@ from typing import Any, TypeVar
 import msgspec
 
 from jobvisor import entering, once, startup, store, verbs
+from jobvisor.asking import Options, checked_id, states_of
 from jobvisor.engine import Engine
 from jobvisor.errors import NoSuchJob, NotPermitted, Unreachable, UsageError, WrongState
-from jobvisor.events import Event, EventStream
+from jobvisor.events import LocalStream
 from jobvisor.home import Home
 from jobvisor.info import JobInfo
 from jobvisor.journal import Journal
 from jobvisor.record import Waiter
-from jobvisor.request import Options, absolute, build
+from jobvisor.request import absolute, build
 from jobvisor.schedule import Mask
 from jobvisor.states import FINAL, Goal, State, Verb, is_met
+from jobvisor.stream import Event
 from jobvisor_workers import registry
 from jobvisor_workers.errors import JobError
 from jobvisor_workers.jobtype import JobType
@@ -140,7 +142,7 @@ class Core:
 
         `since`: epoch seconds; jobs that were not over at that moment.
         """
-        states = _states(state)
+        states = states_of(state)
         path = None if resource is None else absolute(resource, self._requester, "list jobs")
         owner = self._owner(all_users)
 
@@ -219,7 +221,7 @@ class Core:
 
         return self._submit(look)
 
-    def events(self, since: int | None, job: int | None, *, all_users: bool = False) -> EventStream:
+    def events(self, since: int | None, job: int | None, *, all_users: bool = False) -> LocalStream:
         """Of all own jobs, or of one that exists for who asks. Raises NotPermitted."""
         owner = self._whose if job is not None else self._owner(all_users)
 
@@ -227,7 +229,7 @@ class Core:
             return self._engine.journal.post(lambda db: store.events(db, after, before)).result()
 
         self._engine.check_open()
-        return EventStream(self._engine.hub, since=since, job=job, owner=owner, older=older)
+        return LocalStream(self._engine.hub, since=since, job=job, owner=owner, older=older)
 
     def detach(self) -> None:
         """A tied supervisor's jobs are to go on without it."""
@@ -311,7 +313,7 @@ class Core:
             raise NoSuchJob(id)
 
         def find() -> T | Future[T]:
-            owner = self._engine.owner(_checked(id))
+            owner = self._engine.owner(checked_id(id))
             if owner is None and self._whose is not None:
                 return self._engine.pump.then(self._engine.journal.post(lambda db: store.owner(db, id)), if_seen)
             return do() if owner is None else if_seen(owner)
@@ -325,21 +327,3 @@ class Core:
 
         self._engine.check_open()
         return self._engine.pump.submit(checked)
-
-
-def _checked(id: int) -> int:
-    """Ids are positive, and small enough for the journal. Raises NoSuchJob."""
-    if isinstance(id, bool) or not isinstance(id, int):
-        raise UsageError(f"a job id is a number, not {id!r}")
-    if not 0 < id < 1 << 63:
-        raise NoSuchJob(id)
-    return id
-
-
-def _states(state: State | str | Iterable[State | str] | None) -> list[State]:
-    if state is None:
-        return []
-    try:
-        return [State(state)] if isinstance(state, str) else [State(each) for each in state]
-    except ValueError as error:
-        raise UsageError(f"{error}; states are {', '.join(State)}")

@@ -1,33 +1,17 @@
-"""Events: changes of state are numbered and kept; progress is not, and only its newest is delivered."""
+"""The supervisor's end of events: changes of state are numbered and kept, and delivered to any number of streams."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from types import TracebackType
-
-from msgspec import Struct
+from collections.abc import Callable
 
 from jobvisor.info import JobInfo
-from jobvisor.states import State
+from jobvisor.stream import Event, EventStream
 
 #: Events kept in memory; older ones are read from the journal.
 RING = 4096
-
-
-class Event(Struct, frozen=True):
-    """`event`: state or progress. `number`: of a state event, ascending; None for progress. `time`: epoch seconds."""
-
-    event: str
-    number: int | None
-    time: float
-    job: JobInfo
-
-    @property
-    def state(self) -> State:
-        return self.job.state
 
 
 class Hub:
@@ -36,7 +20,7 @@ class Hub:
     def __init__(self) -> None:
         self._next = 1
         self._ring: deque[Event] = deque(maxlen=RING)
-        self._streams: set[EventStream] = set()
+        self._streams: set[LocalStream] = set()
         self._lock = threading.Lock()
 
     def begin(self, number: int) -> None:
@@ -65,13 +49,13 @@ class Hub:
                     stream._progress[job] = event
                     stream._wake()
 
-    def open(self, stream: EventStream) -> None:
+    def open(self, stream: LocalStream) -> None:
         with self._lock:
             if stream._after is None:
                 stream._after = self._next - 1
             self._streams.add(stream)
 
-    def close(self, stream: EventStream) -> None:
+    def close(self, stream: LocalStream) -> None:
         with self._lock:
             self._streams.discard(stream)
             if stream._last is None:
@@ -93,8 +77,8 @@ class Hub:
         return first
 
 
-class EventStream:
-    """Iterate to get events as they come; use as a context manager; `close()` from any thread ends the iteration."""
+class LocalStream(EventStream):
+    """Takes numbered events from the hub or, where they are older, from the journal, when it is asked for the next."""
 
     def __init__(
         self,
@@ -106,86 +90,30 @@ class EventStream:
         older: Callable[[int, int], list[Event]],
     ) -> None:
         """`since`: deliver first what came after that number; `owner`: one user's jobs; `older`: reads the journal."""
+        super().__init__()
         self._hub, self._job, self._owner, self._older = hub, job, owner, older
         self._after = since
         self._last: int | None = None
-        self._pending: deque[Event] = deque()
         self._taking = threading.Lock()
-        self._progress: dict[int, Event] = {}
-        self._closed = False
-        self._news = threading.Condition()
-        self.on_news: Callable[[], None] | None = None
         hub.open(self)
 
     def close(self) -> None:
-        """End the iteration after what is already there."""
         self._hub.close(self)
-        self._closed = True
-        self._wake()
-
-    def poll(self) -> Event | None:
-        """The next event if there is one now. State events go before progress."""
-        self.catch_up()
-        try:
-            return self._pending.popleft()
-        except IndexError:
-            pass
-        try:
-            return self._progress.pop(next(iter(self._progress)))
-        except (KeyError, RuntimeError, StopIteration):  # none, or the pump put one in at this moment
-            return None
+        super().close()
 
     @property
     def is_behind(self) -> bool:
-        """True when `poll` has to read the journal, which blocks."""
         assert self._after is not None
         return not self._pending and self._after + 1 < self._hub.first
 
     def catch_up(self) -> None:
-        """Get what came meanwhile; by any thread, and by several at once."""
         with self._taking:
             if not self._pending:
                 self._fetch()
 
-    @property
-    def closed(self) -> bool:
-        """True after `close`, also that of the supervisor; what is already there is still delivered."""
-        return self._closed
-
-    def next(self, timeout: float | None = None) -> Event | None:
-        """Wait for the next event, at most `timeout` seconds; None when there is none or the stream was closed."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            event = self.poll()
-            if event is not None:
-                return event
-            with self._news:
-                if self._closed:
-                    return None
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    return None
-                if not self._has_news():
-                    self._news.wait(left)
-
-    def __iter__(self) -> Iterator[Event]:
-        while True:
-            event = self.next()
-            if event is None:
-                return
-            yield event
-
-    def __enter__(self) -> EventStream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _has_news(self) -> bool:
         assert self._after is not None
-        return bool(self._pending or self._progress or self._hub._next - 1 > self._after)
+        return super()._has_news() or self._hub._next - 1 > self._after
 
     def _fetch(self) -> None:
         assert self._after is not None
@@ -202,9 +130,3 @@ class EventStream:
 
     def _is_about(self, job: int, owner: int) -> bool:
         return self._job in (None, job) and self._owner in (None, owner)
-
-    def _wake(self) -> None:
-        with self._news:
-            self._news.notify_all()
-        if self.on_news:
-            self.on_news()

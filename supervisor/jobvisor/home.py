@@ -9,22 +9,11 @@ import sys
 from pathlib import Path
 
 from jobvisor.errors import HomeInUse, HomeUnusable
+from jobvisor.places import default_home
 from jobvisor_workers.holders import flock_holder
 from jobvisor_workers.signals import command_line
 
 NFS_MAGIC = 0x6969
-
-
-def default_home() -> Path:
-    """JOBVISOR_HOME, else /var/lib/jobvisor for root, else $XDG_STATE_HOME/jobvisor."""
-    named = os.environ.get("JOBVISOR_HOME")
-    if named:
-        return Path(named)
-    if os.geteuid() == 0:
-        return Path("/var/lib/jobvisor")
-    from platformdirs import user_state_path
-
-    return user_state_path("jobvisor")
 
 
 class Home:
@@ -36,7 +25,7 @@ class Home:
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         """Raises HomeUnusable, HomeInUse."""
         # Resolved: job directories mark processes, and must be the same however the home is called.
-        self.path = (Path(path) if path is not None else default_home()).resolve()
+        self.path = Path(path if path is not None else default_home()).resolve()
         self.jobs = self.path / "jobs"
         self.run = self.path / "run"
         self.journal = self.path / "journal.sqlite"
@@ -81,15 +70,6 @@ def boot_id() -> str:
     """Another one means that the host was started anew."""
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()
-
-
-def umask() -> int:
-    """The process's umask, without the race of setting it to read it."""
-    with open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith("Umask:"):
-                return int(line.split()[1], 8)
-    return 0o077
 
 
 def _filesystem(path: Path) -> int:

@@ -130,5 +130,19 @@ class JobInfo(Struct, frozen=True, kw_only=True):
         return content
 
 
+class DaemonInfo(Struct, frozen=True):
+    """The daemon that answers. `idle_after`: it leaves after so many seconds without a job and a client."""
+
+    version: str
+    pid: int
+    home: str
+    socket: str
+    uid: int
+    started: float
+    #: Live ones.
+    jobs: int
+    idle_after: float | None = None
+
+
 encode_info = msgspec.json.Encoder().encode
 decode_info = msgspec.json.Decoder(JobInfo).decode

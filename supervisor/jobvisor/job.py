@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jobvisor.asking import checked_offset, goal_of
 from jobvisor.errors import JobAborted, JobFailed, JobvisorError, WaitTimeout
 from jobvisor.info import JobInfo
-from jobvisor.states import State, Verb, goal
+from jobvisor.states import State, Verb
 
 if TYPE_CHECKING:
-    from jobvisor.supervisor import Supervisor
+    from jobvisor.face import Face
 
 
 class Handle:
@@ -26,49 +27,53 @@ class Handle:
 
 
 class Job(Handle):
-    """Made by Supervisor.start and Supervisor.job; equal to any other handle of the same id."""
+    """Made by `start` and `job` of Supervisor and Client; equal to any other handle of the same id."""
 
-    def __init__(self, supervisor: Supervisor, id: int) -> None:
-        super().__init__(supervisor, id)
-        self._supervisor = supervisor
+    def __init__(self, face: Face, id: int) -> None:
+        super().__init__(face, id)
+        self._face = face
 
     def info(self) -> JobInfo:
         """All that is known now. Raises NoSuchJob when it was forgotten."""
-        return self._supervisor._info(self.id)
+        return self._face._answer(self._face._source.info(self.id))
 
     def wait(self, timeout: float | None = None, *, until: State | str | None = None, check: bool = False) -> JobInfo:
-        """Wait for the end, or for a state; `timeout` in seconds.
+        """Wait for the end, for a state, or until the job is "checked": past its own checks; `timeout` in seconds.
 
         Raises WaitTimeout; with `check` also JobFailed and JobAborted.
         """
-        info = self._supervisor._wait(self.id, timeout, None if until is None else goal(until))
+        info = self._face._wait(self.id, timeout, goal_of(until))
         if info is None:
             raise WaitTimeout(self.id, timeout or 0.0)
         return checked(info) if check else info
 
     def suspend(self, *, wait: bool = True) -> JobInfo:
         """Stop every process of the job; returns when each thread was seen stopped. Raises WrongState."""
-        return self._supervisor._verb(Verb.SUSPEND, self.id, wait=wait)
+        return self._face._verb(Verb.SUSPEND, self.id, wait=wait)
 
     def resume(self, *, wait: bool = True) -> JobInfo:
         """Let a suspended job go on. Raises WrongState."""
-        return self._supervisor._verb(Verb.RESUME, self.id, wait=wait)
+        return self._face._verb(Verb.RESUME, self.id, wait=wait)
 
     def abort(self, *, wait: bool = True, force: bool = False) -> JobInfo:
         """End the job; returns when its last process is gone. `force`: SIGKILL now. Raises WrongState."""
-        return self._supervisor._verb(Verb.ABORT, self.id, wait=wait, force=force)
+        return self._face._verb(Verb.ABORT, self.id, wait=wait, force=force)
 
     def complete(self, *, wait: bool = True) -> JobInfo:
         """Tell a two-phase job that is ready to finish. Raises WrongState."""
-        return self._supervisor._verb(Verb.COMPLETE, self.id, wait=wait)
+        return self._face._verb(Verb.COMPLETE, self.id, wait=wait)
 
     def retry(self) -> Job:
         """A new job like this failed or aborted one. Raises WrongState, UsageError."""
-        return self._supervisor._retry(self.id)
+        return Job(self._face, self._face._answer(self._face._source.retry(self.id)).id)
 
     def forget(self) -> None:
         """Remove all that is known of an ended job. Raises WrongState."""
-        self._supervisor._forget(self.id)
+        self._face._answer(self._face._source.forget(self.id))
+
+    def log(self, offset: int = 0) -> bytes:
+        """What the worker and its children wrote so far, from there on. Raises NoSuchJob, UsageError."""
+        return self._face._log(self.id, checked_offset(offset))
 
     def __repr__(self) -> str:
         try:

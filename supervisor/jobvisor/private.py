@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from pathlib import Path
 
 from jobvisor import recovery
 from jobvisor.core import Core
 from jobvisor.errors import HomeInUse, HomeUnusable
-from jobvisor.home import Home, default_home
+from jobvisor.home import Home
 from jobvisor.orphan import COLLECT_AGAIN, kill_strays
+from jobvisor.places import default_home
 from jobvisor.supervisor import Supervisor
 from jobvisor_workers.settle import read_life, settle
 
@@ -20,7 +22,7 @@ class PrivateSupervisor(Supervisor):
 
     def __init__(self, *, grace: float = 10.0) -> None:
         """Raises HomeUnusable."""
-        parent = default_home() / "private"
+        parent = Path(default_home(), "private")
         try:
             parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:

@@ -9,26 +9,16 @@ from typing import Any
 
 import msgspec
 
+from jobvisor.asking import Options
+from jobvisor.asking import umask as process_umask
 from jobvisor.errors import UsageError
 from jobvisor.home import boot_id
-from jobvisor.home import umask as process_umask
 from jobvisor.record import Notes
 from jobvisor_workers import registry
 from jobvisor_workers.errors import JobError
 from jobvisor_workers.jobtype import JobType
 from jobvisor_workers.protocol import Request, Requester
 from jobvisor_workers.resources.path import identify
-
-
-class Options(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """What can be said of a job of any type. bandwidth: bytes/s; time_limit: seconds from the worker's start."""
-
-    on_conflict: str = "queue"
-    bandwidth: int | None = None
-    time_limit: float | None = None
-    dry_run: bool = False
-    nice: int | None = None
-    ionice: str | None = None
 
 
 def build(

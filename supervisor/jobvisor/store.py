@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from jobvisor.errors import NoSuchJob
-from jobvisor.events import Event
 from jobvisor.info import JobInfo, decode_info, encode_info
 from jobvisor.record import Notes
+from jobvisor.stream import Event
 from jobvisor_workers.protocol import Request, decode_request, encode
 
 decode_notes = msgspec.json.Decoder(Notes).decode

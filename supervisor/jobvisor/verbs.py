@@ -15,6 +15,7 @@ from concurrent.futures import Future
 import msgspec
 
 from jobvisor import ending, entering, once, store
+from jobvisor.asking import Options
 from jobvisor.engine import Engine
 from jobvisor.errors import UsageError, WrongState
 from jobvisor.info import JobInfo
@@ -101,7 +102,7 @@ def retry(engine: Engine, id: int, requester: Requester | None, named: Once | No
     """
 
     def again(found: tuple[Request, Notes]) -> tuple[Request, Notes]:
-        from jobvisor.request import Options, build
+        from jobvisor.request import build
 
         request, told = found
         if registry.get(request.type).retry == "never":

@@ -10,6 +10,7 @@ import pytest
 
 import jobvisor
 from jobvisor import aio
+from jobvisor.events import LocalStream
 from jobvisor.testing import nothing_left, processes_of, wait_until
 from jobvisor_workers import JobError, JobType, Worker
 
@@ -74,30 +75,39 @@ def waiters(supervisor: aio.Supervisor, job: aio.Job) -> int:
     return core._submit(lambda: len(core._engine.records[job.id].waiters)).result()
 
 
-def test_the_two_faces_have_the_same_names_signatures_and_docs() -> None:
+#: What is no coroutine in the asyncio classes either: it does not wait for anything.
+PLAIN = {"EventStream.close", "Supervisor.events", "Client.events"}
+#: What drives a stream without waiting for it.
+FOR_THREADS = {"poll", "is_behind", "catch_up"}
+CLASSES = ("Supervisor", "Client", "Job", "EventStream")
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_two_faces_have_the_same_names_signatures_and_docs(name: str) -> None:
+    blocking, face = getattr(jobvisor, name), getattr(aio, name)
+    public = {each for each in dir(blocking) if not each.startswith("_")} - FOR_THREADS
+    assert public <= {*dir(face)}
+    for method in public:
+        theirs, ours = getattr(blocking, method), getattr(face, method)
+        assert inspect.getdoc(theirs), method
+        assert inspect.getdoc(ours), method
+        if callable(theirs):
+            parameters = inspect.signature(theirs).parameters
+            assert {key: (value.kind, value.default) for key, value in parameters.items()} == {
+                key: (value.kind, value.default) for key, value in inspect.signature(ours).parameters.items()
+            }
+            assert inspect.iscoroutinefunction(ours) == (f"{name}.{method}" not in PLAIN)
+
+
+def test_a_client_can_do_what_a_supervisor_can() -> None:
+    for package in (jobvisor, aio):
+        public = {each for each in dir(package.Supervisor) if not each.startswith("_")}
+        assert public - {"serve"} <= {*dir(package.Client)}
+
+
+def test_all_other_names_are_the_same() -> None:
     assert set(aio.__all__) == set(jobvisor.__all__)
-    plain = {"events", "home", "closed", "close"}
-    for name in ("Supervisor", "Job", "EventStream"):
-        blocking, face = getattr(jobvisor, name), getattr(aio, name)
-        public = {each for each in vars(blocking) if not each.startswith("_")} - {
-            "poll",
-            "is_behind",
-            "catch_up",
-            "on_news",
-        }
-        assert public <= {*dir(face)}, name
-        for method in public:
-            theirs, ours = getattr(blocking, method), getattr(face, method)
-            assert ours.__doc__, method
-            if callable(theirs):
-                parameters = inspect.signature(theirs).parameters
-                assert {key: (value.kind, value.default) for key, value in parameters.items()} == {
-                    key: (value.kind, value.default) for key, value in inspect.signature(ours).parameters.items()
-                }
-                assert inspect.iscoroutinefunction(ours) == (
-                    method not in plain or (name, method) == ("Supervisor", "close")
-                )
-    for name in {*aio.__all__} - {"Supervisor", "Job", "EventStream"}:
+    for name in {*aio.__all__} - {*CLASSES}:
         assert getattr(aio, name) is getattr(jobvisor, name)
 
 
@@ -230,14 +240,16 @@ def test_events_since_a_number_of_an_earlier_supervisor(home: Path, gate: Path) 
             await (await supervisor.start(Nap(str(gate)))).wait()
         async with supervise(home) as supervisor, supervisor.events(since=0) as stream:
             read = 0
-            older = stream._stream._older
+            local = stream._stream
+            assert isinstance(local, LocalStream)
+            older = local._older
 
             def counted(after: int, before: int) -> list[aio.Event]:
                 nonlocal read
                 read += 1
                 return older(after, before)
 
-            stream._stream._older = counted
+            local._older = counted
             states = []
             while (event := await stream.next(0.05)) is not None:
                 states.append((event.job.id, event.state))

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from jobvisor import JobvisorError, NoSuchJob, NotPermitted, State, Supervisor, UsageError, Verb
+from jobvisor.asking import Options
 from jobvisor.core import Core
-from jobvisor.request import Options
 from jobvisor.testing import job_type, wait_until
 from jobvisor_workers import JobType, Worker
 from jobvisor_workers.protocol import Requester

@@ -1,0 +1,18 @@
+"""Docstrings are written once, in the classes for threads."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+C = TypeVar("C", bound=type)
+
+
+def documented_by(blocking: type) -> Callable[[C], C]:
+    """Take the docstrings of the class for threads."""
+
+    def document(face: C) -> C:
+        for name, value in vars(face).items():
+            if not name.startswith("_") and not value.__doc__:
+                value.__doc__ = getattr(blocking, name).__doc__
+        return face
+
+    return document

@@ -1,0 +1,64 @@
+"""What can be asked, checked before anybody is asked; cheap to load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from jobvisor.errors import NoSuchJob, UsageError
+from jobvisor.states import Goal, State, goal
+
+
+class Options(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What can be said of a job of any type. bandwidth: bytes/s; time_limit: seconds from the worker's start."""
+
+    on_conflict: str = "queue"
+    bandwidth: int | None = None
+    time_limit: float | None = None
+    dry_run: bool = False
+    nice: int | None = None
+    ionice: str | None = None
+
+
+def checked_id(id: int) -> int:
+    """Ids are positive, and small enough for the journal. Raises UsageError, NoSuchJob."""
+    if isinstance(id, bool) or not isinstance(id, int):
+        raise UsageError(f"a job id is a number, not {id!r}")
+    if not 0 < id < 1 << 63:
+        raise NoSuchJob(id)
+    return id
+
+
+def states_of(state: State | str | Iterable[State | str] | None) -> list[State]:
+    """One or several, or none at all. Raises UsageError."""
+    if state is None:
+        return []
+    try:
+        return [State(state)] if isinstance(state, str) else [State(each) for each in state]
+    except ValueError as error:
+        raise UsageError(f"{error}; states are {', '.join(State)}")
+
+
+def goal_of(until: State | str | None) -> Goal | None:
+    """What to wait for; None: the end. Raises UsageError."""
+    try:
+        return None if until is None else goal(until)
+    except ValueError as error:
+        raise UsageError(f"{error}; what can be waited for is {', '.join(State)}, checked")
+
+
+def checked_offset(offset: int) -> int:
+    """Raises UsageError."""
+    if isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset < 1 << 63:
+        raise UsageError(f"an offset is a number of bytes, not {offset!r}")
+    return offset
+
+
+def umask() -> int:
+    """The process's umask, without the race of setting it to read it."""
+    with open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o077
