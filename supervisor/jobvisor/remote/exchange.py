@@ -1,0 +1,271 @@
+"""Getting an answer: asked again when the daemon went away in the midst of it, never done twice.
+
+The coroutines here need no event loop: with a transport that blocks they run to their end at once (`blocking.run`).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import msgspec
+
+from jobvisor.errors import JobvisorError, NoSuchJob, Unreachable, WrongState
+from jobvisor.remote import calls
+from jobvisor.remote.calls import Call
+from jobvisor.remote.conversation import Conversation, Lost, NotUnderstood
+from jobvisor.remote.problems import error_of
+from jobvisor.states import Goal, State, Verb, is_met
+
+if TYPE_CHECKING:
+    from jobvisor.asking import Options
+    from jobvisor.info import JobInfo
+    from jobvisor_workers.jobtype import JobType
+
+T = TypeVar("T")
+#: So long may a daemon be away that is restarted or replaced, seconds; and the pauses between two looks.
+AWAY_MAX, PAUSE, PAUSE_MAX = 10.0, 0.01, 0.25
+#: A connection that lived so long belongs to no outage before it.
+LIVED = 1.0
+#: A wait is asked in pieces of this many seconds, and its answer may come so much later.
+POLL, SLACK = 50.0, 3.0
+#: Where a verb brings a job: one that was asked again and is refused in this state has been done.
+WANTED = {
+    Verb.SUSPEND: {State.SUSPENDED},
+    Verb.RESUME: {State.QUEUED, State.STARTING, State.WAITING, State.RUNNING, State.READY},
+    Verb.ABORT: {State.ABORTED},
+    Verb.COMPLETE: {State.RUNNING, State.COMPLETED},
+}
+
+
+class Connection(Protocol):
+    """A socket in the manner of its transport."""
+
+    async def send(self, data: bytes) -> None:
+        """Raises OSError."""
+
+    async def receive(self, timeout: float | None) -> bytes:
+        """Raises OSError, of which TimeoutError is one."""
+
+    def interrupt(self) -> None:
+        """From any thread: whoever receives gets the end."""
+
+    def close(self) -> None: ...
+
+
+class Transport(Protocol):
+    """Where connections come from."""
+
+    async def connect(self) -> Connection:
+        """Raises Unreachable, NotPermitted."""
+
+    async def sleep(self, seconds: float) -> None: ...
+
+
+class Reply:
+    """An answer that is coming in."""
+
+    def __init__(self, connection: Connection, conversation: Conversation) -> None:
+        self._connection, self._conversation = connection, conversation
+        self.interrupt, self.close = connection.interrupt, connection.close
+
+    async def read(self, deadline: float | None = None) -> bytes:
+        """The next piece of its body; none at its end. Raises Lost, NotUnderstood, TimeoutError."""
+        while True:
+            piece = self._conversation.take()
+            if piece or self._conversation.done:
+                return piece
+            await receive(self._connection, self._conversation, deadline)
+
+    async def read_all(self, deadline: float | None) -> bytes:
+        pieces = []
+        while piece := await self.read(deadline):
+            pieces.append(piece)
+        return b"".join(pieces)
+
+
+class Outage:
+    """A daemon is away; how long that is bearable."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._end = 0.0
+        self._pause = PAUSE
+
+    @property
+    def begun(self) -> bool:
+        """True when an answer was lost, so that the daemon is given time to come back."""
+        return self._end > 0
+
+    async def survive(self, why: Exception, lived: float = 0.0, deadline: float | None = None) -> None:
+        """Pause before the next try. Raises Unreachable, or TimeoutError at the deadline."""
+        now = time.monotonic()
+        if not self.begun or lived > LIVED:
+            self._end, self._pause = now + AWAY_MAX, PAUSE
+        if deadline is not None and now >= deadline:
+            raise TimeoutError
+        if now >= self._end:
+            raise Unreachable(f"the daemon went away and did not come back within {AWAY_MAX:g} s: {why}")
+        await self._transport.sleep(self._pause)
+        self._pause = min(2 * self._pause, PAUSE_MAX)
+
+
+class Exchange:
+    """A daemon, as far as it answers."""
+
+    def __init__(self, transport: Transport, name: str) -> None:
+        """`name`: of the daemon, in messages."""
+        self.transport, self.name = transport, name
+        #: The version of the daemon that answered last.
+        self.version = ""
+        self.closed = False
+        self._open: set[Reply | Connection] = set()
+
+    async def perform(self, call: Call[T], deadline: float | None = None) -> T:
+        """The answer. Raises what the daemon says is wrong, Unreachable, and TimeoutError at the deadline."""
+        outage = Outage(self.transport)
+        while True:
+            began = time.monotonic()
+            try:
+                return await self._perform(call, deadline)
+            except Lost as error:
+                self.check_open()
+                await outage.survive(error, time.monotonic() - began, deadline)
+            except Absent as error:
+                if not outage.begun:
+                    raise error.why
+                await outage.survive(error.why, deadline=deadline)
+            except NoSuchJob:
+                if not outage.begun or call.verb is not Verb.FORGET:
+                    raise
+                return call.decode(b"")
+            except WrongState as error:
+                if not outage.begun or call.verb is None or error.state not in WANTED.get(call.verb, ()):
+                    raise
+                call = Call("GET", f"/v1/jobs/{call.job}", call.decode)
+
+    async def start(self, job: JobType | str, options: Options, args: dict[str, Any]) -> JobInfo:
+        """Raises UsageError and what the daemon says is wrong."""
+        from jobvisor.remote.naming import named
+
+        name, fields, resources = named(job, args)
+        if resources is None:
+            resources = await self._resources(name)
+        for field in resources:
+            if isinstance(fields.get(field), str) and fields[field]:
+                fields[field] = calls.absolute(fields[field])
+        return await self.perform(calls.start(name, fields, options))
+
+    async def wait(self, id: int, timeout: float | None, goal: Goal | None) -> JobInfo | None:
+        """None when the time was over."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = POLL if deadline is None else min(POLL, max(0.0, deadline - time.monotonic()))
+            call = calls.wait(id, goal, left)
+            try:
+                info = await self.perform(call, None if deadline is None else deadline + SLACK)
+            except TimeoutError as error:
+                if isinstance(error, JobvisorError):
+                    raise
+                return None
+            if is_met(goal, info.state, info.phase):
+                return info
+            if deadline is not None and time.monotonic() >= deadline:
+                return None
+
+    async def open(self, call: Call[Any], deadline: float | None = None) -> Reply:
+        """The beginning of an answer, which is to be closed. Raises Absent, Lost, and what the daemon says is wrong."""
+        self.check_open()
+        try:
+            connection = await self.transport.connect()
+        except Unreachable as error:
+            raise Absent(error)
+        conversation = Conversation(call)
+        reply = Reply(connection, conversation)
+        self._open.add(reply)
+        try:
+            self.check_open()
+            try:
+                await connection.send(conversation.asks)
+            except OSError:  # it may have answered before it heard all
+                pass
+            while not conversation.status:
+                await receive(connection, conversation, deadline)
+            if conversation.status >= 300:
+                await self._refuse(reply, conversation, deadline)
+            self._check(conversation)
+        except NotUnderstood as error:
+            self.close(reply)
+            raise self._strange(str(error))
+        except BaseException:
+            self.close(reply)
+            raise
+        return reply
+
+    def close(self, reply: Reply) -> None:
+        self._open.discard(reply)
+        reply.close()
+
+    def close_all(self) -> None:
+        """From any thread: whoever waits for an answer is told that there will be none."""
+        self.closed = True
+        for reply in list(self._open):
+            reply.interrupt()
+
+    def check_open(self) -> None:
+        """Raises Unreachable."""
+        if self.closed:
+            raise Unreachable("this client was closed; jobs go on")
+
+    async def _perform(self, call: Call[T], deadline: float | None) -> T:
+        reply = await self.open(call, deadline)
+        try:
+            return call.decode(await reply.read_all(deadline))
+        except (NotUnderstood, msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise self._strange(str(error))
+        finally:
+            self.close(reply)
+
+    async def _refuse(self, reply: Reply, conversation: Conversation, deadline: float | None) -> None:
+        error = error_of(conversation.status, await reply.read_all(deadline))
+        if conversation.status == 503:  # it leaves, or has too much to do
+            raise Lost(str(error))
+        self._check(conversation)
+        raise error
+
+    def _check(self, conversation: Conversation) -> None:
+        if not conversation.version:
+            raise self._strange("the answer has no Jobvisor-Version")
+        self.version = conversation.version
+
+    def _strange(self, why: str) -> Unreachable:
+        return Unreachable(f"what answers on {self.name} is no jobvisor daemon, or a very different one: {why}")
+
+    async def _resources(self, name: str) -> list[str]:
+        """The fields that name resources, of a type that this Python does not know."""
+        try:
+            arguments = (await self.perform(calls.job_type(name))).get("arguments", [])
+        except Unreachable:
+            raise
+        except JobvisorError:  # there is none: the daemon says so better when it is to start one
+            return []
+        return [argument["name"] for argument in arguments if argument.get("resource")]
+
+
+class Absent(Exception):
+    """Nobody could be connected to, so that nothing was asked."""
+
+    def __init__(self, why: Unreachable) -> None:
+        self.why = why
+
+
+async def receive(connection: Connection, conversation: Conversation, deadline: float | None) -> None:
+    """Feed what comes next. Raises Lost, NotUnderstood, TimeoutError."""
+    timeout = None if deadline is None else max(0.001, deadline - time.monotonic())
+    try:
+        data = await connection.receive(timeout)
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise Lost(f"the connection was lost: {error.strerror or error}")
+    conversation.feed(data)

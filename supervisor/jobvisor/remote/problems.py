@@ -1,0 +1,58 @@
+"""What the API says is wrong, as the error that the library raises for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+from msgspec import Struct
+
+from jobvisor.errors import (
+    Busy,
+    JobvisorError,
+    JournalError,
+    NoSuchJob,
+    NotPermitted,
+    Unreachable,
+    UsageError,
+    WrongState,
+)
+from jobvisor_workers.protocol import Holder
+
+
+class Problem(Struct):
+    """The body of an answer that is an error (RFC 9457), with the fields that a code brings along."""
+
+    code: str = ""
+    detail: str = ""
+    id: int = 0
+    state: str = ""
+    verb: str = ""
+    allowed: list[str] = []
+    resource: str = ""
+    holder: Holder | None = None
+    path: str = ""
+
+
+_ERRORS: dict[str, Callable[[Problem], JobvisorError]] = {
+    UsageError.code: lambda problem: UsageError(problem.detail),
+    NoSuchJob.code: lambda problem: NoSuchJob(problem.id),
+    NotPermitted.code: lambda problem: NotPermitted(problem.detail),
+    Busy.code: lambda problem: Busy(problem.resource, problem.holder),
+    WrongState.code: lambda problem: WrongState(problem.id, problem.state, problem.verb, problem.allowed),
+    Unreachable.code: lambda problem: Unreachable(problem.detail),
+    JournalError.code: lambda problem: JournalError(problem.path, problem.detail),
+}
+
+
+def error_of(status: int, body: bytes) -> JobvisorError:
+    """Its message is the daemon's, word by word; a code that is not known here is a plain JobvisorError."""
+    try:
+        problem = msgspec.json.decode(body, type=Problem)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return JobvisorError(f"the daemon answered with status {status}: {body[:200].decode(errors='replace')}")
+    detail = problem.detail or f"the daemon answered with status {status}"
+    known = _ERRORS.get(problem.code)
+    error = known(problem) if known else JobvisorError(detail)
+    error.args = (detail,)
+    return error
