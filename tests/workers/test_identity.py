@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import pytest
 
 from jobvisor import JobInfo, State, Supervisor, Verb
+from jobvisor.asking import Options
 from jobvisor.core import Core
-from jobvisor.request import Options
 from jobvisor.testing import job_type, nothing_left, wait_until
 from jobvisor_workers import READ, JobError, JobType, Worker, new_volume, volume
 from jobvisor_workers.protocol import Requester
