@@ -20,6 +20,7 @@ from jobvisor.asking import Options, checked_id, states_of
 from jobvisor.engine import Engine
 from jobvisor.errors import NoSuchJob, NotPermitted, Unreachable, UsageError, WrongState
 from jobvisor.events import LocalStream
+from jobvisor.feed import Feed
 from jobvisor.home import Home
 from jobvisor.info import JobInfo
 from jobvisor.journal import Journal
@@ -231,6 +232,11 @@ class Core:
         self._engine.check_open()
         return LocalStream(self._engine.hub, since=since, job=job, owner=owner, older=older)
 
+    def feed(self) -> Feed:
+        """What one API server needs for its event streams; to be closed before this supervisor is."""
+        self._engine.check_open()
+        return Feed(self._engine)
+
     def detach(self) -> None:
         """A tied supervisor's jobs are to go on without it."""
         self._submit(lambda: self._engine.pool.broadcast(Detach())).result()
@@ -288,7 +294,6 @@ class Core:
     def _let_go(self) -> None:
         engine = self._engine
         engine.close()
-        engine.flush()
         engine.hub.close_all()
         for record in engine.records.values():
             for waiter in record.waiters:

@@ -7,11 +7,10 @@ tells), `ending` (the final state), and `verbs` (what is asked of it).
 from __future__ import annotations
 
 import os
-import sqlite3
-from collections.abc import Callable
 from concurrent.futures import Future
 
 from jobvisor import store
+from jobvisor.backlog import Backlog
 from jobvisor.errors import Unreachable
 from jobvisor.events import Hub
 from jobvisor.home import Home, boot_id
@@ -26,8 +25,6 @@ from jobvisor_workers.protocol import Holder, Request, encode
 
 #: Final infos kept in memory, for those who ask just after the end.
 RECENT = 256
-#: What nobody waits for is written together, so many seconds later: a wake-up of the journal's thread each costs time.
-WRITE_SOON = 0.05
 
 
 class Engine:
@@ -50,7 +47,7 @@ class Engine:
         self._pid = os.getpid()
         self.hub = Hub()
         self.next_id = 1
-        self._soon: list[Callable[[sqlite3.Connection], None]] = []
+        self._backlog = Backlog(self.pump, journal, self.hub)
 
     def admit(self, request: Request, notes: Notes) -> Record:
         """A new record, at the end of the queue."""
@@ -115,22 +112,16 @@ class Engine:
 
     def log_event(self, info: JobInfo) -> None:
         event = self.hub.state(info)
-        self._write_soon(lambda db: store.log_event(db, event))
+        self._backlog.add(lambda db: store.log_event(db, event))
 
     def set_current(self, uid: int, job: int) -> None:
         self.current[uid] = job
-        self._write_soon(lambda db: store.set_setting(db, f"current:{uid}", job))
+        self._backlog.add(lambda db: store.set_setting(db, f"current:{uid}", job))
 
     def note(self, record: Record) -> None:
         """Write down at once what recovery must know; nobody waits for it."""
         notes = encode(record.notes)
         self.journal.post(lambda db: store.note(db, record.id, notes))
-
-    def flush(self) -> None:
-        """Hand over what was to be written soon."""
-        works, self._soon = self._soon, []
-        if works:
-            self.journal.post(lambda db: [work(db) for work in works])
 
     @property
     def closed(self) -> bool:
@@ -138,7 +129,9 @@ class Engine:
         return self._closed or os.getpid() != self._pid
 
     def close(self) -> None:
+        """What is told after this is not written down."""
         self._closed = True
+        self._backlog.close()
 
     def check_open(self) -> None:
         """Raises Unreachable."""
@@ -146,11 +139,6 @@ class Engine:
             raise Unreachable("this supervisor was closed")
         if os.getpid() != self._pid:
             raise Unreachable(f"this supervisor is pid {self._pid}'s, and this is a fork of it")
-
-    def _write_soon(self, work: Callable[[sqlite3.Connection], None]) -> None:
-        if not self._soon:
-            self.pump.later(WRITE_SOON, self.flush)
-        self._soon.append(work)
 
 
 def needs_of(notes: Notes) -> dict[str, Access]:

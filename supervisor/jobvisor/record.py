@@ -39,7 +39,7 @@ class Waiter:
 
 
 class Record:
-    """One job that is not final, or has just become so. Touched by the pump only."""
+    """One job that is not final, or has just become so. Touched by the pump only, but for `info`."""
 
     def __init__(self, request: Request, notes: Notes, log: str) -> None:
         self.request, self.notes, self.log = request, notes, log
@@ -98,10 +98,10 @@ class Record:
         self._measured = None
 
     def info(self) -> JobInfo:
-        report = self.report
+        report, state = self.report, self.state  # once: an event stream may call from its own thread
         remaining = None if report.total is None else max(0, report.total - report.processed)
         elapsed = ((self.ended or time.time()) - self.started) if self.started else 0.0
-        moving = self.state is State.RUNNING and self._bps > 0
+        moving = state is State.RUNNING and self._bps > 0
         if self.ended and elapsed > 0 and report.processed:
             bps: int | None = int(report.processed / elapsed)
         else:
@@ -109,10 +109,10 @@ class Record:
         return JobInfo(
             id=self.id,
             type=self.request.type,
-            state=self.state,
+            state=state,
             cause=self.cause,
             reason=self.reason or report.reason,
-            holder=report.holder if self.state in (State.WAITING, State.FAILED, State.SUSPENDED) else None,
+            holder=report.holder if state in (State.WAITING, State.FAILED, State.SUSPENDED) else None,
             phase=report.phase,
             args=self.request.args,
             resources=self.notes.resources,
@@ -136,7 +136,7 @@ class Record:
             rusage=self.rusage,
             exit_status=self.exit_status,
             signal=self.signal,
-            abort_effect=None if self.state.final else report.abort_effect,
+            abort_effect=None if state.final else report.abort_effect,
             retry_of=self.request.retry_of,
             delegated=self.delegated,
             adopted=self.adopted,

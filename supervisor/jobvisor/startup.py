@@ -30,6 +30,7 @@ DAYS_KEPT = 90
 def load(engine: Engine) -> None:
     """Before the pump runs: journal and job directories into records."""
     live = engine.journal.post(lambda db: _read(db, engine), durable=True).result()
+    engine.hub.commit(engine.hub.last)
     for zygote in spawner.find(str(engine.home.run)):
         engine.pool.take(zygote)
     for request, notes in live:

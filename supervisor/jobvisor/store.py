@@ -123,6 +123,7 @@ def final(
 
 
 def forget(db: sqlite3.Connection, job: int) -> None:
+    set_setting(db, "last_event", last_event(db))  # its numbers must not be given again
     db.execute("DELETE FROM jobs WHERE id=?", (job,))
     db.execute("DELETE FROM resources WHERE job=?", (job,))
     db.execute("DELETE FROM keys WHERE job=?", (job,))
@@ -177,7 +178,9 @@ def set_setting(db: sqlite3.Connection, name: str, value: int) -> None:
 
 
 def last_event(db: sqlite3.Connection) -> int:
-    return int(db.execute("SELECT coalesce(max(number),0) FROM events").fetchone()[0])
+    """The highest number that was ever written."""
+    kept = int(db.execute("SELECT coalesce(max(number),0) FROM events").fetchone()[0])
+    return max(kept, setting(db, "last_event"))
 
 
 def currents(db: sqlite3.Connection) -> dict[int, int]:

@@ -55,13 +55,10 @@ class EventStream:
             return self._pending.popleft()
         except IndexError:
             pass
-        try:
-            return self._progress.pop(next(iter(self._progress)))
-        except (KeyError, RuntimeError, StopIteration):  # none, or one was put in at this moment
-            pass
-        if self._error is not None and not self._pending:
+        progress = self._pop_progress()
+        if progress is None and self._error is not None and not self._pending:
             raise self._error
-        return None
+        return progress
 
     @property
     def is_behind(self) -> bool:
@@ -105,6 +102,12 @@ class EventStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _pop_progress(self) -> Event | None:
+        try:
+            return self._progress.pop(next(iter(self._progress)))
+        except (KeyError, RuntimeError, StopIteration):  # none, or one was put in at this moment
+            return None
 
     def _has_news(self) -> bool:
         return bool(self._pending or self._progress or self._error)

@@ -40,7 +40,7 @@ class Watcher(Listener):
             if moved or (told and record.state in FOLLOWS):
                 self._engine.announce(record)
                 return
-        self._engine.hub.progress(record.info, job, record.notes.owner_uid)
+        self._engine.hub.progress(record)
 
     def stopped(self, job: int, outsider: bool) -> None:
         record = self._engine.records.get(job)
