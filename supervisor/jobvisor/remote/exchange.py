@@ -133,7 +133,7 @@ class Exchange:
                 await outage.survive(error, time.monotonic() - began, deadline)
             except Absent as error:
                 if not outage.begun:
-                    raise error.why
+                    raise error.why from None
                 await outage.survive(error.why, deadline=deadline)
             except NoSuchJob:
                 if not outage.begun or call.verb is not Verb.FORGET:

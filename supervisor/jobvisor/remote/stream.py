@@ -114,7 +114,7 @@ class RemoteStream(EventStream):
                 await outage.survive(error, time.monotonic() - began)
             except Absent as error:
                 if not outage.begun:
-                    raise error.why
+                    raise error.why from None
                 await outage.survive(error.why)
 
     async def _read(self) -> None:
