@@ -96,14 +96,19 @@ class Core:
         return view
 
     @property
-    def _uid(self) -> int:
+    def uid(self) -> int:
         """Who asks."""
         return self._requester.uid if self._requester else os.getuid()
 
     @property
+    def sees_all(self) -> bool:
+        """True when everybody's jobs exist for who asks."""
+        return self._whose is None
+
+    @property
     def _whose(self) -> int | None:
         """The one user whose jobs exist for who asks; None: everybody's do."""
-        return None if self._engine.may_see(-1, self._uid) else self._uid
+        return None if self._engine.may_see(-1, self.uid) else self.uid
 
     def _adopting(self) -> bool:
         return any(record.adopted and record.state is State.STARTING for record in self._engine.records.values())
@@ -122,7 +127,7 @@ class Core:
         Blocks for as long as it takes to look at the named files. Raises UsageError.
         """
         request, notes = build(job, args, options, requester=self._requester, umask=umask)
-        named = once.once(self._uid, key, request)
+        named = once.once(self.uid, key, request)
         engine = self._engine
         return self._submit(lambda: once.start(engine, named, lambda: entering.start(engine, request, notes, named)))
 
@@ -178,7 +183,7 @@ class Core:
 
     def retry(self, id: int, *, key: str | None = None) -> Future[JobInfo]:
         """`key`: as for `start`."""
-        named = once.once(self._uid, key, f"retry {id}")
+        named = once.once(self.uid, key, f"retry {id}")
         return self._on(id, lambda: verbs.retry(self._engine, id, self._requester, named))
 
     def forget(self, id: int) -> Future[None]:
@@ -186,15 +191,15 @@ class Core:
 
     def ended_before(self, before: datetime | None) -> Future[list[int]]:
         """The final jobs of who asks that `forget` is about."""
-        moment, uid = before.timestamp() if before else float("inf"), self._uid
+        moment, uid = before.timestamp() if before else float("inf"), self.uid
         return self._submit(lambda: self._engine.journal.post(lambda db: store.ended_before(db, moment, uid)))
 
     def current(self) -> Future[int | None]:
-        return self._submit(lambda: self._engine.current.get(self._uid))
+        return self._submit(lambda: self._engine.current.get(self.uid))
 
     def set_current(self, id: int) -> Future[None]:
         """Raises NoSuchJob."""
-        return self._engine.pump.then(self.info(id), lambda _: self._engine.set_current(self._uid, id))
+        return self._engine.pump.then(self.info(id), lambda _: self._engine.set_current(self.uid, id))
 
     def pids(self) -> Future[dict[int, int]]:
         def visible() -> dict[int, int]:
@@ -202,6 +207,14 @@ class Core:
             return {job: pid for job, pid in found.items() if self._whose in (None, self._engine.owner(job))}
 
         return self._submit(visible)
+
+    def live(self) -> Future[int]:
+        """How many jobs have not ended, whosever they are."""
+        return self._submit(lambda: len(self._engine.records))
+
+    def idle_since(self) -> Future[float | None]:
+        """When the last job ended (monotonic seconds), or the supervisor began; None while there is a job."""
+        return self._submit(lambda: None if self._engine.records else self._engine.last_end)
 
     def zygotes(self) -> Future[list[int]]:
         return self._submit(lambda: self._engine.pool.zygote_pids())
@@ -217,7 +230,7 @@ class Core:
 
         def look() -> Mask:
             held, waiting = self._engine.schedule.users(key)
-            told = [[self._engine.holder(job, self._uid) for job in jobs] for jobs in (held, waiting)]
+            told = [[self._engine.holder(job, self.uid) for job in jobs] for jobs in (held, waiting)]
             return Mask(path, self._engine.schedule.may_start(key, types), *told)
 
         return self._submit(look)
@@ -266,7 +279,9 @@ class Core:
         idle = self._idle_zygotes()
         self._end()
         for pidfd in idle:
-            select.select([pidfd], [], [], ZYGOTE_LEAVES)
+            leaving = select.poll()  # not select, whose descriptors end at 1023
+            leaving.register(pidfd, select.POLLIN)
+            leaving.poll(ZYGOTE_LEAVES * 1000)
             os.close(pidfd)
 
     def _idle_zygotes(self) -> list[int]:
@@ -304,7 +319,7 @@ class Core:
     def _owner(self, all_users: bool) -> int | None:
         """Whose jobs a list is about; None: everybody's. Raises NotPermitted."""
         if not all_users:
-            return self._uid
+            return self.uid
         if self._whose is not None:
             raise NotPermitted("only root may look at the jobs of all users")
         return None

@@ -100,6 +100,7 @@ def _finish(engine: Engine, record: Record, info: JobInfo) -> None:
     """The end is durable: say it, and let the next ones have the resources."""
     record.move(info.state)
     del engine.records[record.id]
+    engine.last_end = time.monotonic()
     engine.recent[record.id] = info
     if len(engine.recent) > RECENT:
         del engine.recent[next(iter(engine.recent))]

@@ -7,6 +7,7 @@ tells), `ending` (the final state), and `verbs` (what is asked of it).
 from __future__ import annotations
 
 import os
+import time
 from concurrent.futures import Future
 
 from jobvisor import store
@@ -47,6 +48,8 @@ class Engine:
         self._pid = os.getpid()
         self.hub = Hub()
         self.next_id = 1
+        #: When the last job ended, or all began; monotonic seconds.
+        self.last_end = time.monotonic()
         self._backlog = Backlog(self.pump, journal, self.hub)
 
     def admit(self, request: Request, notes: Notes) -> Record:

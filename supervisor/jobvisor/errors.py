@@ -67,7 +67,8 @@ class NoSuchJob(JobvisorError, LookupError):
     exit_code = 4
     code = "no-such-job"
 
-    def __init__(self, id: int) -> None:
+    def __init__(self, id: int | str) -> None:
+        """`id`: as it was asked for, which may be no number."""
         self.id = id
         super().__init__(f"there is no job {id}")
 

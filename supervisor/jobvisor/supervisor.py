@@ -6,7 +6,9 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import AbstractContextManager
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobvisor.asking import Options
@@ -51,6 +53,17 @@ class Supervisor(Face):
         for job in jobs:
             self._core.forget(job).result()
         return len(jobs)
+
+    def serve(
+        self, socket: str | os.PathLike[str] | None = None, *, group: str | None = None
+    ) -> AbstractContextManager[Path]:
+        """Open the API at a socket, by default where `jobvisor --home DIR` looks for it, as long as the block lasts.
+
+        `group`: its members may connect besides the own user and root. Raises HomeUnusable, UsageError.
+        """
+        from jobvisor.api.server import Serving
+
+        return Serving(self._core, socket, group=group)
 
     def close(self, *, abort: bool = False) -> None:
         self._core.close(abort=abort)

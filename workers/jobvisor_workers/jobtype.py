@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import inspect as pyinspect
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
@@ -160,3 +161,17 @@ def arguments(job_type: type[JobType]) -> Iterator[Argument]:
 def schema(job_type: type[JobType]) -> dict[str, Any]:
     """The JSON schema of a job type's arguments."""
     return msgspec.json.schema(job_type)
+
+
+def describe(job_type: type[JobType]) -> dict[str, Any]:
+    """All that is declared of a job type, for those who do not import it."""
+    return {
+        "type": job_type.name(),
+        "summary": job_type.summary(),
+        "description": pyinspect.getdoc(job_type) or "",
+        "arguments": [msgspec.to_builtins(argument) for argument in arguments(job_type)],
+        "schema": schema(job_type),
+        "retry": job_type.retry,
+        "can_suspend": job_type.can_suspend,
+        "delegated": job_type.delegated,
+    }

@@ -12,7 +12,7 @@ from jobvisor_cli import options, streams
 from jobvisor_cli.loading import BrokenType, load, one_line
 from jobvisor_cli.wording import unknown
 from jobvisor_workers import registry
-from jobvisor_workers.jobtype import JobType, arguments, schema
+from jobvisor_workers.jobtype import JobType, arguments, describe
 
 RETRY = {
     "never": "a failed job is never to be repeated as it was",
@@ -51,24 +51,13 @@ def types(ctx: click.Context, type: str | None, as_json: bool) -> None:
 
 
 def _content(name: str, *, strict: bool) -> dict[str, Any]:
-    import msgspec
-
     try:
         job_type = load(name)
     except BrokenType as error:
         if strict:
             raise
         return {"type": name, "error": error.why}
-    return {
-        "type": name,
-        "summary": job_type.summary(),
-        "description": inspect.getdoc(job_type) or "",
-        "arguments": [msgspec.to_builtins(argument) for argument in arguments(job_type)],
-        "schema": schema(job_type),
-        "retry": job_type.retry,
-        "can_suspend": job_type.can_suspend,
-        "delegated": job_type.delegated,
-    }
+    return describe(job_type)
 
 
 def _page(job_type: type[JobType], ctx: click.Context) -> str:

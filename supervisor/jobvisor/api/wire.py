@@ -1,0 +1,185 @@
+"""What requests to the API carry, as types: they check what comes in, and the OpenAPI document is made from them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from jobvisor.info import JobInfo
+from jobvisor.states import State
+from jobvisor_workers.protocol import OnConflict
+
+#: SQLite's integers, and what a JSON reader with 64 bits can hold.
+INT_MAX = 2**63 - 1
+
+#: For the document alone: the supervisor says it better when a word is no state.
+STATES = "|".join(State)
+
+Id = Annotated[int, Meta(ge=1, le=INT_MAX, description="a job's id")]
+AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\x00]*$", max_length=4096, description="an absolute path")]
+Moment = Annotated[float, Meta(ge=0, le=1e12, description="seconds since the epoch")]
+TypeName = Annotated[str, Meta(min_length=1, max_length=100)]
+
+
+class Strict(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A request says nothing that would be silently ignored."""
+
+
+class Start(Strict):
+    """A job to be started: its type with its arguments, and what can be said of a job of any type."""
+
+    job: Annotated[dict[str, Any], Meta(description="`type`, and the arguments of that job type")]
+    on_conflict: OnConflict = "queue"
+    bandwidth: Annotated[int, Meta(ge=1, le=INT_MAX, description="at most so many bytes per second")] | None = None
+    time_limit: Annotated[float, Meta(gt=0, lt=1e9, description="seconds from the worker's start")] | None = None
+    dry_run: bool = False
+    nice: Annotated[int, Meta(ge=-20, le=19)] | None = None
+    ionice: Annotated[str, Meta(pattern="^(idle|best-effort)$")] | None = None
+    umask: Annotated[
+        int, Meta(ge=0, le=0o777, description="of the new files; by default only their owner may use them")
+    ] = 0o077
+
+
+class SetCurrent(Strict):
+    id: Id
+
+
+class ListQuery(Strict):
+    """Which jobs to list; all conditions hold together."""
+
+    state: (
+        Annotated[
+            str,
+            Meta(
+                max_length=200,
+                description="one or more, separated by commas",
+                extra_json_schema={"pattern": f"^({STATES})(,({STATES}))*$"},
+            ),
+        ]
+        | None
+    ) = None
+    type: TypeName | None = None
+    resource: AbsolutePath | None = None
+    since: Moment | None = None
+    limit: Annotated[int, Meta(ge=0, le=INT_MAX, description="the newest so many")] | None = None
+    all_users: Annotated[bool, Meta(description="not only one's own; for root")] = False
+
+
+class ForgetQuery(Strict):
+    before: Annotated[float, Meta(ge=0, le=1e12, description="only those that ended before, epoch seconds")] | None = (
+        None
+    )
+
+
+class VerbQuery(Strict):
+    wait: Annotated[bool, Meta(description="answer when it is true, not when it is requested")] = True
+
+
+class AbortQuery(VerbQuery):
+    force: Annotated[bool, Meta(description="SIGKILL now")] = False
+
+
+class WaitQuery(Strict):
+    until: (
+        Annotated[
+            str,
+            Meta(
+                max_length=20, description="by default the end", extra_json_schema={"pattern": f"^({STATES}|checked)$"}
+            ),
+        ]
+        | None
+    ) = msgspec.field(name="for", default=None)
+    timeout: Annotated[float, Meta(ge=0, le=60, description="answer after so many seconds in any case")] = 50.0
+
+
+class LogQuery(Strict):
+    offset: Annotated[int, Meta(ge=0, le=INT_MAX, description="bytes to leave out")] = 0
+    follow: Annotated[bool, Meta(description="go on until the job has ended")] = False
+
+
+class EventsQuery(Strict):
+    since: Annotated[int, Meta(ge=0, le=INT_MAX, description="deliver first what came after this number")] | None = None
+    jobs: (
+        Annotated[str, Meta(pattern=r"^\d{1,19}(,\d{1,19}){0,999}$", description="ids, separated by commas")] | None
+    ) = None
+    progress: Annotated[float, Meta(ge=0, le=10, description="reports of progress per second, 0 for none")] = 2.0
+    all_users: Annotated[bool, Meta(description="not only one's own; for root")] = False
+
+
+class MaskQuery(Strict):
+    resource: AbsolutePath
+
+
+class Empty(Strict):
+    """No query."""
+
+
+# --- answers ---------------------------------------------------------------------------------------------------
+
+
+class Jobs(Struct):
+    jobs: list[JobInfo]
+
+
+class Types(Struct):
+    types: list[dict[str, Any]]
+
+
+class Current(Struct):
+    id: int | None
+
+
+class Forgotten(Struct):
+    forgotten: int
+
+
+class Pids(Struct):
+    pids: dict[str, int]
+
+
+class DaemonInfo(Struct):
+    """Who answers. `jobs`: how many have not ended; `idle_after`: seconds without any until it leaves, null: never."""
+
+    version: str
+    pid: int
+    home: str
+    socket: str
+    uid: int
+    started: float
+    jobs: int
+    idle_after: float | None = None
+
+
+class Problem(Struct, kw_only=True, omit_defaults=True):
+    """RFC 9457. `code` is stable, and so are the fields that a code brings with it."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str = ""
+    code: str
+    id: int | str | None = None
+    state: str | None = None
+    verb: str | None = None
+    allowed: list[str] | None = None
+    resource: str | None = None
+    holder: dict[str, Any] | None = None
+    timeout: float | None = None
+    path: str | None = None
+
+
+class Progress(Struct):
+    """What changes while a job works; all else is told by its events of state."""
+
+    id: int
+    phase: str | None
+    data_total: int | None
+    data_processed: int
+    data_remaining: int | None
+    disk_bps: int | None
+    time_elapsed: int
+    time_remaining: int | None
+    abort_effect: str | None
