@@ -32,7 +32,7 @@ from jobvisor.stream import Event
 from jobvisor_workers import registry
 from jobvisor_workers.errors import JobError
 from jobvisor_workers.jobtype import JobType
-from jobvisor_workers.protocol import Detach, Requester
+from jobvisor_workers.protocol import Detach, Named, Requester, Seen
 from jobvisor_workers.resources.path import identify
 
 #: An idle zygote ends when its supervisor leaves; so long is waited for that, seconds.
@@ -220,20 +220,31 @@ class Core:
         return self._submit(lambda: self._engine.pool.zygote_pids())
 
     def mask(self, resource: str) -> Future[Mask]:
-        """Raises UsageError when there can be no such resource."""
+        """Raises UsageError when there can be no such resource, NotPermitted when it is not theirs to open who asks."""
         path = absolute(resource, self._requester, "look at the mask")
-        try:
-            key = identify(path, new=True)
-        except JobError as error:
-            raise UsageError(str(error))
         types = {name: [each.access for each in registry.get(name).resources().values()] for name in registry.names()}
 
-        def look() -> Mask:
+        def look(key: str) -> Mask:
             held, waiting = self._engine.schedule.users(key)
             told = [[self._engine.holder(job, self.uid) for job in jobs] for jobs in (held, waiting)]
             return Mask(path, self._engine.schedule.may_start(key, types), *told)
 
-        return self._submit(look)
+        def seen(found: dict[str, Seen]) -> Mask:
+            known = found.get(path)
+            if known is None:
+                raise Unreachable(f"cannot look at the mask of {path}: its filesystem does not answer")
+            if known.key is None:
+                raise NotPermitted(known.error) if known.denied else UsageError(known.error)
+            return look(known.key)
+
+        if self._requester is None or self.uid == os.getuid():
+            try:
+                key = identify(path, new=True)
+            except JobError as error:
+                raise UsageError(str(error))
+            return self._submit(lambda: look(key))
+        requester, named = self._requester, [Named(path, "any", new=True)]
+        return self._submit(lambda: self._engine.pump.then(self._engine.errands.look(requester, named), seen))
 
     def events(self, since: int | None, job: int | None, *, all_users: bool = False) -> LocalStream:
         """Of all own jobs, or of one that exists for who asks. Raises NotPermitted."""
@@ -314,6 +325,7 @@ class Core:
             for waiter in record.waiters:
                 waiter.future.set_exception(Unreachable("this supervisor was closed; the job goes on"))
             record.waiters.clear()
+        engine.errands.close()
         engine.pool.close()
 
     def _owner(self, all_users: bool) -> int | None:

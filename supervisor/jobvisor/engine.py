@@ -12,6 +12,7 @@ from concurrent.futures import Future
 
 from jobvisor import store
 from jobvisor.backlog import Backlog
+from jobvisor.errands import Errands
 from jobvisor.errors import Unreachable
 from jobvisor.events import Hub
 from jobvisor.home import Home, boot_id
@@ -38,6 +39,7 @@ class Engine:
         self.boot = boot_id()
         self.pump = Pump()
         self.pool = Pool(self.pump, Watcher(self), str(home.run), str(home.path), modules, tied=tied)
+        self.errands = Errands(self.pump, self.pool)
         self.schedule = Schedule()
         self.records: dict[int, Record] = {}
         self.recent: dict[int, JobInfo] = {}

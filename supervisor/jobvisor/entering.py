@@ -15,12 +15,16 @@ from jobvisor.errors import Busy
 from jobvisor.info import JobInfo
 from jobvisor.once import Once
 from jobvisor.record import Notes, Record
-from jobvisor.request import resolve
+from jobvisor.request import declared, resolve
 from jobvisor.states import Cause, State
-from jobvisor_workers.protocol import Request
+from jobvisor_workers.protocol import Request, Requester, Seen
+from jobvisor_workers.registry import UnknownType
 
 #: A worker that dies before it could claim its job is forked again so often.
 SPAWNS_MAX = 3
+
+#: Path → (key, access) of the resources of a job that could be told apart.
+Keys = dict[str, tuple[str, str]]
 
 
 def start(engine: Engine, request: Request, notes: Notes, named: Once | None = None) -> Future[JobInfo]:
@@ -30,6 +34,21 @@ def start(engine: Engine, request: Request, notes: Notes, named: Once | None = N
 
     Raises Busy.
     """
+    engine.check_open()
+    if request.requester is None:
+        return _accept(engine, request, notes, named)
+
+    def looked(keys: Keys) -> Future[JobInfo]:
+        return _accept(engine, with_keys(request, keys), msgspec.structs.replace(notes, keys=keys), named)
+
+    return engine.pump.then(_look(engine, request, request.requester), looked)
+
+
+def with_keys(request: Request, keys: Keys) -> Request:
+    return msgspec.structs.replace(request, resolved={path: key for path, (key, _) in keys.items()})
+
+
+def _accept(engine: Engine, request: Request, notes: Notes, named: Once | None) -> Future[JobInfo]:
     engine.check_open()
     if request.on_conflict == "fail":
         _refuse_conflict(engine, notes)
@@ -118,28 +137,45 @@ def _explain(engine: Engine, record: Record) -> None:
 
 def _resolve_again(engine: Engine, record: Record) -> None:
     """It waited: its paths may name other files now. On a thread, since a hung file system must not hang the pump."""
+    request = record.request
 
     def work() -> None:
         try:
-            keys: dict[str, tuple[str, str]] | None = resolve(record.request.type, record.request.args)
+            keys: Keys | None = resolve(request.type, request.args)
         except Exception:  # whatever is wrong now, the worker says it with the rights it has
             keys = None
         engine.pump.call(lambda: done(keys))
 
-    def done(keys: dict[str, tuple[str, str]] | None) -> None:
+    def done(keys: Keys | None) -> None:
         if record.state is not State.QUEUED or engine.closed:
             return
         record.reason = None
         if keys is not None:
             record.notes.keys = keys
-            resolved = {path: key for path, (key, _) in keys.items()}
-            record.request = msgspec.structs.replace(record.request, resolved=resolved)
+            record.request = with_keys(record.request, keys)
             engine.schedule.replace(record.id, needs_of(record.notes))
         if not record.notes.held:
             engine.schedule.release(record.id)
         run_queue(engine)
 
-    threading.Thread(target=work, name="jobvisor-resolve", daemon=True).start()
+    if request.requester:
+        engine.pump.then(_look(engine, request, request.requester), done)
+    else:
+        threading.Thread(target=work, name="jobvisor-resolve", daemon=True).start()
+
+
+def _look(engine: Engine, request: Request, requester: Requester) -> Future[Keys]:
+    """As `resolve`, with the rights of the user whom the job is for."""
+    try:
+        volumes = declared(request.type, request.args)
+    except UnknownType:  # of a supervisor before this one: the worker says so
+        volumes = []
+
+    def keys(seen: dict[str, Seen]) -> Keys:
+        known = {path: found.key for path, found in seen.items() if found.key}
+        return {each.path: (known[each.path], each.access) for each in volumes if each.path in known}
+
+    return engine.pump.then(engine.errands.look(requester, volumes), keys)
 
 
 def _path(notes: Notes, key: str) -> str:

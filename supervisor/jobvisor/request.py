@@ -17,7 +17,7 @@ from jobvisor.record import Notes
 from jobvisor_workers import registry
 from jobvisor_workers.errors import JobError
 from jobvisor_workers.jobtype import JobType
-from jobvisor_workers.protocol import Request, Requester
+from jobvisor_workers.protocol import Named, Request, Requester
 from jobvisor_workers.resources.path import identify
 
 
@@ -32,7 +32,8 @@ def build(
     """A request without an id yet. Raises UsageError; what is wrong with the world is left to the worker.
 
     `requester`: whom the job is for, in whose name and with whose rights it runs. Their working directory is not ours,
-    so paths are to be absolute. By default the job is for the user of this process, and has its umask.
+    so paths are to be absolute, and another user's are not looked at here: `entering` resolves them with their rights.
+    By default the job is for the user of this process, and has its umask.
     """
     if isinstance(job, JobType):
         name = job.name()
@@ -54,8 +55,8 @@ def build(
     try:
         fields = msgspec.to_builtins(registry.convert(name, fields))
         fields.pop("type")
-        ours = requester is None or requester.uid == os.getuid()
-        keys = resolve(name, fields) if ours else {}
+        foreign = requester if requester and requester.uid != os.getuid() else None
+        keys = {} if foreign else resolve(name, fields)
         request = msgspec.convert(
             {
                 "id": 0,
@@ -68,8 +69,7 @@ def build(
             },
             Request,
         )
-        if requester and requester.uid != os.getuid():
-            request = msgspec.structs.replace(request, requester=requester)
+        request = msgspec.structs.replace(request, requester=foreign)
         msgspec.json.encode(request)
     except msgspec.ValidationError as error:
         raise UsageError(f"cannot start {name}: {error}")
@@ -93,14 +93,18 @@ def absolute(path: str, requester: Requester | None, doing: str) -> str:
 def resolve(name: str, fields: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Path → (key, access) of each declared resource that can be identified now."""
     keys: dict[str, tuple[str, str]] = {}
-    for field, resource in registry.get(name).resources().items():
-        path = fields.get(field)
-        if path:
-            try:
-                keys[path] = (identify(path, new=resource.new), resource.access)
-            except JobError:  # missing, or not ours to see: the worker says so as the job's error
-                pass
+    for volume in declared(name, fields):
+        try:
+            keys[volume.path] = (identify(volume.path, new=volume.new), volume.access)
+        except JobError:  # missing, or not ours to see: the worker says so as the job's error
+            pass
     return keys
+
+
+def declared(name: str, fields: Mapping[str, Any]) -> list[Named]:
+    """The resources that a request names. Raises UnknownType."""
+    resources = registry.get(name).resources().items()
+    return [Named(fields[field], each.access.value, each.new) for field, each in resources if fields.get(field)]
 
 
 def _check(request: Request) -> None:

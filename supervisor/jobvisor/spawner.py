@@ -31,7 +31,7 @@ class Zygote:
         self.socket, self.name = connection, name
         self.hello: Hello | None = None
         self.gone = False
-        self._outbox: deque[tuple[bytes, bytes | None]] = deque()
+        self._outbox: deque[tuple[bytes, bytes | int | None]] = deque()
         self._pump: Pump | None = None
         self._received: Callable[[Zygote, FromZygote, int | None], None] | None = None
         self._lost: Callable[[Zygote], None] | None = None
@@ -59,8 +59,8 @@ class Zygote:
         self.hello = message if isinstance(message, Hello) else None
         return self.hello is not None
 
-    def say(self, message: ToZygote, attached: bytes | None = None) -> None:
-        """Queue a packet; `attached` travels as a memfd."""
+    def say(self, message: ToZygote, attached: bytes | int | None = None) -> None:
+        """Queue a packet; `attached` travels as a memfd, or is a descriptor that is closed here when it was sent."""
         self._outbox.append((encode(message), attached))
         if self._pump:
             self._flush()
@@ -76,6 +76,10 @@ class Zygote:
             except OSError:  # the zygote is gone
                 pass
             self.socket.close()
+            for _, attached in self._outbox:
+                if isinstance(attached, int):
+                    os.close(attached)
+            self._outbox.clear()
         return self.hello.pid if self.hello else None
 
     def _ready(self) -> None:
@@ -100,9 +104,10 @@ class Zygote:
         assert self._pump is not None
         while self._outbox and not self.gone:
             packet, attached = self._outbox[0]
-            memory = _memory(attached) if attached is not None else None
+            memory = _memory(attached) if isinstance(attached, bytes) else None
+            descriptor = attached if isinstance(attached, int) else memory
             try:
-                self.socket.sendmsg([packet], [] if memory is None else [rights(memory)])
+                self.socket.sendmsg([packet], [] if descriptor is None else [rights(descriptor)])
             except BlockingIOError:
                 self._pump.rewatch(self.socket.fileno(), self._ready, selectors.EVENT_READ | selectors.EVENT_WRITE)
                 return
@@ -112,6 +117,8 @@ class Zygote:
                 if memory is not None:
                     os.close(memory)
             self._outbox.popleft()
+            if isinstance(attached, int):
+                os.close(attached)
         if not self.gone:
             self._pump.rewatch(self.socket.fileno(), self._ready, selectors.EVENT_READ)
 

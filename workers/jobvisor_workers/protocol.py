@@ -231,7 +231,37 @@ class Detach(Struct, tag="detach", tag_field="is"):
     """A tied zygote goes on alone when this supervisor leaves, and removes the home at the end."""
 
 
-ToZygote = Spawn | Suspend | Resume | Abort | Signal | Acknowledge | Detach
+class Named(Struct, frozen=True):
+    """A path that a user named. `access`: how it is to be used; any: if only it may be opened at all."""
+
+    path: str
+    access: Literal["read", "write", "any"]
+    new: bool = False
+
+
+class Look(Struct, tag="look", tag_field="is"):
+    """What are these to this user? The packet carries the pipe for the answer, path → Seen."""
+
+    requester: Requester
+    volumes: list[Named]
+
+
+class Seen(Struct, omit_defaults=True):
+    """The key of what a path stands for, or why there is none; `denied`: because the user may not use it so."""
+
+    key: str | None = None
+    error: str = ""
+    denied: bool = False
+
+
+class Settle(Struct, tag="settle", tag_field="is"):
+    """Settle what a dead worker of this user left. The packet carries the pipe for the answer, true or false."""
+
+    requester: Requester
+    life: list[Life]
+
+
+ToZygote = Spawn | Suspend | Resume | Abort | Signal | Acknowledge | Detach | Look | Settle
 
 # --- zygote → supervisor ---------------------------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ def main(spawned: Spawned) -> NoReturn:
     request = spawned.request
     os.setsid()
     directory = os.open(spawned.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    _close_all_but({0, 1, 2, spawned.pipe_read, spawned.pipe_write, directory})
+    close_all_but({0, 1, 2, spawned.pipe_read, spawned.pipe_write, directory})
     _own_log(directory)
     _name_process(request.id)
     life = claim(directory, spawned.pipe_read)
@@ -286,7 +286,7 @@ def _failed(report: Report, error: JobError, **more: Any) -> Result:
     return Result("failed", report, failure=Failure(error.cause, str(error).replace("\n", " "), **more))
 
 
-def _close_all_but(kept: set[int]) -> None:
+def close_all_but(kept: set[int]) -> None:
     """Drop what the zygote holds: its socket, its locks, other jobs' pipes."""
     last = -1
     for fd in sorted(kept):

@@ -19,7 +19,7 @@ import traceback
 
 import msgspec
 
-from jobvisor_workers import registry, signals
+from jobvisor_workers import errand, registry, signals
 from jobvisor_workers.control import Control, belongs, children_of, states
 from jobvisor_workers.jobtype import JobType
 from jobvisor_workers.link import Link
@@ -33,9 +33,11 @@ from jobvisor_workers.protocol import (
     Exited,
     FromZygote,
     Hello,
+    Look,
     Refused,
     Request,
     Resume,
+    Settle,
     Signal,
     Spawn,
     Started,
@@ -85,6 +87,8 @@ class Zygote:
         self.config = config
         self.children: dict[int, Child] = {}
         self.unacknowledged: dict[int, Exited] = {}
+        #: pidfd → pid, and when it is to be ended.
+        self.errands: dict[int, tuple[int, float | None]] = {}
         self.detached = False
         self._spawned: Spawned | None = None
         self._selector = selectors.DefaultSelector()
@@ -152,6 +156,9 @@ class Zygote:
                 self.detached = True
             case Acknowledge(job=job):
                 self.unacknowledged.pop(job, None)
+            case Look() | Settle():
+                assert descriptor is not None
+                self._run_errand(message, descriptor)
             case _:
                 child = self.children.get(message.job)
                 if child and child.exit is None:
@@ -198,6 +205,28 @@ class Zygote:
         self.children[job] = child
         self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._ended(child))
         self.say(Started(job, pid), read)
+
+    def _run_errand(self, message: Look | Settle, pipe: int) -> None:
+        """Does not wait for it: the supervisor has the other end of the pipe."""
+        try:
+            pid = os.fork()
+        except OSError as error:
+            print(f"jobvisor: cannot fork for an errand: {error}", file=sys.stderr)
+            os.close(pipe)
+            return
+        if pid == 0:
+            self._let_go()
+            errand.run(message, pipe)
+        os.close(pipe)
+        pidfd = os.pidfd_open(pid)
+        self.errands[pidfd] = pid, time.monotonic() + errand.TIME
+        self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._errand_over(pidfd))
+
+    def _errand_over(self, pidfd: int) -> None:
+        self._selector.unregister(pidfd)
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        os.close(pidfd)
+        del self.errands[pidfd]
 
     def _let_go(self) -> None:
         """In a fresh worker: nothing of the loop may act later on a descriptor's number, which will mean another file.
@@ -293,6 +322,7 @@ class Zygote:
     def _timeout(self) -> float | None:
         now = time.monotonic()
         due = [self._follow_at] if self._follow_at else []
+        due += [at for _, at in self.errands.values() if at is not None]
         for child in self.children.values():
             due += [at for at in (child.control.tick(now), child.deadline, child.collect_at) if at is not None]
         return max(0.0, min(due) - time.monotonic()) if due else None
@@ -306,6 +336,10 @@ class Zygote:
             elif child.deadline is not None and now >= child.deadline:
                 child.deadline = None
                 child.control.abort(child.grace, why="time-limit")
+        for pidfd, (pid, at) in self.errands.items():
+            if at is not None and now >= at:
+                os.kill(pid, signal.SIGKILL)
+                self.errands[pidfd] = pid, None
         if self._follow_at is not None and now >= self._follow_at:
             self._follow_at = now + FOLLOW
             self._follow_peer()

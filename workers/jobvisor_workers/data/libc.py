@@ -6,9 +6,11 @@ Numbers are those of asm-generic (x86, arm, riscv, s390); offsets are 64 bits wi
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import stat
+import struct
 from mmap import mmap
 from typing import Final
 
@@ -24,6 +26,9 @@ BLKZEROOUT: Final = 0x127F
 FICLONERANGE: Final = 0x4020940D
 FS_IOC_FIEMAP: Final = 0xC020660B
 FS_IOC_GETFLAGS: Final = 0x80086601
+
+#: openat2(2), by number: glibc has no function for it.
+_OPENAT2, _AT_FDCWD, _RESOLVE_NO_MAGICLINKS = 437, -100, 0x02
 
 SHORT: Final = 16 << 10
 
@@ -84,6 +89,18 @@ def address(buffer: bytearray | mmap | memoryview) -> int:
 def same(left: int, right: int, length: int) -> bool:
     """True if `length` bytes at two addresses are equal. memoryview compares element by element, 50 times slower."""
     return not (_libc.memcmp if length > SHORT else _memcmp_short)(left, right, length)
+
+
+def leads_through_magic_link(path: str) -> bool:
+    """True if a path that can be followed goes through an open file, directory or root of some process (below /proc).
+
+    False also where the kernel has no openat2 (before 5.6).
+    """
+    how = struct.pack("QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_MAGICLINKS)
+    fd = _libc.syscall(_OPENAT2, _AT_FDCWD, os.fsencode(path), how, ctypes.c_size_t(len(how)))
+    if fd >= 0:
+        os.close(fd)
+    return fd < 0 and ctypes.get_errno() == errno.ELOOP
 
 
 def is_block_device(fd: int) -> bool:

@@ -12,6 +12,7 @@ import os
 import stat
 from typing import Literal, NamedTuple
 
+from jobvisor_workers.data import libc
 from jobvisor_workers.errors import JobError, from_os_error
 
 Kind = Literal["file", "block"]
@@ -46,7 +47,10 @@ def identify(path: str, *, new: bool = False) -> str:
     """
     doing = f"create {path}" if new else f"open {path}"
     try:
-        return key_of(os.stat(path), doing)
+        key = key_of(os.stat(path), doing)
+        if libc.leads_through_magic_link(path):
+            raise JobError(f"cannot {doing}: it names what some process has open, not a file; give the file's own name")
+        return key
     except FileNotFoundError as error:
         if not new:
             raise no_such(path, error, doing)

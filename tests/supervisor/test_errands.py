@@ -1,0 +1,204 @@
+"""What a root supervisor finds out about a user's paths, it finds out with the rights of that user."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+
+from jobvisor import Busy, NotPermitted, State, Supervisor, Unreachable, UsageError, Verb
+from jobvisor.asking import Options
+from jobvisor.core import Core
+from jobvisor.testing import job_type, wait_until
+from jobvisor_workers import READ, WRITE, JobError, JobType, Worker, new_volume, volume
+from jobvisor_workers.errand import look
+from jobvisor_workers.protocol import Named, Requester
+from jobvisor_workers.resources.path import identify
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for somebody else")
+
+ANN = Requester(65533, 65533, [65533], "ann", "/nonexistent")
+BOB = Requester(65534, 65534, [65534], "bob", "/nonexistent")
+
+
+@job_type
+class Keep(JobType, tag="test-keep"):
+    """Have a volume until a file is there."""
+
+    volume: Annotated[str, volume("volume to have", WRITE)]
+    until: str
+    source: Annotated[str, volume("volume to read", READ)] | None = None
+    target: Annotated[str, new_volume("a new one")] | None = None
+
+    def run(self, worker: Worker) -> dict[str, Any]:
+        worker.phase("keep")
+        while not os.path.exists(self.until):
+            time.sleep(0.002)
+        return {}
+
+
+@pytest.fixture
+def room() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="jobvisor-room-"))
+    path.chmod(0o755)
+    (path / "shared").touch()
+    (path / "shared").chmod(0o666)
+    (path / "anns").touch(0o600)
+    os.chown(path / "anns", ANN.uid, ANN.gid)
+    yield path
+    shutil.rmtree(path)
+
+
+def keep(core: Core, requester: Requester | None, room: Path, volume: str = "shared", **options: Any) -> int:
+    seen = core.seen_by(requester) if requester else core
+    args = {"volume": str(room / volume), "until": str(room / "gate")}
+    return seen.start("test-keep", Options(**options), args, umask=0o77).result(10).id
+
+
+@needs_root
+def test_jobs_of_several_users_on_one_volume_are_one_queue(supervisor: Supervisor, room: Path) -> None:
+    core = supervisor._core
+    first, second, third = keep(core, ANN, room), keep(core, BOB, room), keep(core, None, room)
+    core.wait(first, State.RUNNING)[0].result(10)
+    states = [core.info(job).result(5).state for job in (first, second, third)]
+    assert states == [State.RUNNING, State.QUEUED, State.QUEUED]
+    (room / "gate").touch()
+    assert [core.wait(job, None)[0].result(10).state for job in (first, second, third)] == [State.COMPLETED] * 3
+
+
+@needs_root
+def test_who_may_not_open_a_volume_is_in_nobodys_way_and_learns_nothing(supervisor: Supervisor, room: Path) -> None:
+    core = supervisor._core
+    path = str(room / "anns")
+    bobs = keep(core, BOB, room, "anns", on_conflict="wait")
+    info = core.wait(bobs, None)[0].result(10)
+    assert "ermission denied" in (info.errmsg or "")
+    anns = keep(core, ANN, room, "anns")
+    core.wait(anns, State.RUNNING)[0].result(10)
+    refused = core.wait(keep(core, BOB, room, "anns", on_conflict="fail"), None)[0].result(10)
+    assert "ermission denied" in (refused.errmsg or "")
+    with pytest.raises(NotPermitted):
+        core.seen_by(BOB).mask(path).result(10)
+    (held,) = core.seen_by(ANN).mask(path).result(10).held_by
+    assert (held.job, held.type, held.user, bool(held.pid)) == (anns, "test-keep", "65533", True)
+    (room / "gate").touch()
+
+
+@needs_root
+def test_of_other_peoples_jobs_on_a_shared_volume_only_id_type_and_user_are_told(
+    supervisor: Supervisor, room: Path
+) -> None:
+    core = supervisor._core
+    job = keep(core, ANN, room)
+    core.wait(job, State.RUNNING)[0].result(10)
+    (held,) = core.seen_by(BOB).mask(str(room / "shared")).result(10).held_by
+    assert held.pid is None
+    assert str(held) == f"job {job} (test-keep, of 65533)"
+    with pytest.raises(Busy, match=rf"in use by job {job} \(test-keep, of 65533\);"):
+        keep(core, BOB, room, on_conflict="fail")
+    (room / "gate").touch()
+
+
+@needs_root
+def test_a_directory_that_is_closed_to_the_user_stays_closed(supervisor: Supervisor, room: Path) -> None:
+    """The answer for what is there and what is not is the same."""
+    closed = room / "closed"
+    closed.mkdir(0o700)
+    (closed / "there").touch(0o666)
+    core = supervisor._core
+    answers = []
+    for name in ("there", "missing"):
+        with pytest.raises((UsageError, NotPermitted)) as refused:
+            core.seen_by(ANN).mask(str(closed / name)).result(10)
+        answers.append(str(refused.value).replace(name, "NAME"))
+    assert answers[0] == answers[1]
+    assert "permission denied in the directory" in answers[0]
+
+
+@pytest.fixture
+def hung(room: Path) -> Iterator[Path]:
+    """A directory whose filesystem has stopped to answer."""
+    if shutil.which("bindfs") is None or not os.path.exists("/dev/fuse"):
+        pytest.skip("needs bindfs and /dev/fuse")
+    (room / "below").mkdir(0o755)
+    (room / "below" / "file").touch()
+    (room / "hung").mkdir()
+    command: list[str | Path] = [
+        "bindfs",
+        "-f",
+        "-o",
+        "allow_other,attr_timeout=0,entry_timeout=0",
+        room / "below",
+        room / "hung",
+    ]
+    with subprocess.Popen(command) as server:
+        wait_until(lambda: (room / "hung").is_mount() or server.poll() is not None, 10)
+        assert server.poll() is None
+        server.send_signal(signal.SIGSTOP)
+        try:
+            yield room / "hung"
+        finally:
+            server.kill()
+            server.wait()
+            subprocess.run(["umount", "-l", room / "hung"], check=True)
+
+
+@needs_root
+def test_an_answer_that_does_not_come_is_not_waited_for(supervisor: Supervisor, room: Path, hung: Path) -> None:
+    """A filesystem that hangs delays who named it, for a while, and nobody else."""
+    core = supervisor._core
+    core.wait(keep(core, None, room, "anns"), State.RUNNING)[0].result(10)
+    zygotes = core.zygotes().result(5)
+    args = {"volume": str(hung / "file"), "until": str(room / "gate")}
+    stuck = core.seen_by(ANN).start("test-keep", Options(), args)
+    assert core.wait(keep(core, BOB, room), State.RUNNING)[0].result(10)
+    assert not stuck.done()
+    job = stuck.result(10).id
+    with pytest.raises(Unreachable, match="does not answer"):
+        core.seen_by(ANN).mask(args["volume"]).result(10)
+    assert core.zygotes().result(5) == zygotes
+    left = Path(f"/proc/{zygotes[0]}/task/{zygotes[0]}/children")
+    wait_until(lambda: len(left.read_text().split()) == 3, 10)  # the workers
+    assert core.verb(Verb.ABORT, job, wait=True, force=True).result(10).state is State.ABORTED
+    (room / "gate").touch()
+
+
+@needs_root
+def test_nothing_of_an_errand_is_left(supervisor: Supervisor, room: Path) -> None:
+    core = supervisor._core
+    for _ in range(20):
+        core.seen_by(ANN).mask(str(room / "shared")).result(10)
+    (zygote,) = core.zygotes().result(5)
+    children = Path(f"/proc/{zygote}/task/{zygote}/children")
+    wait_until(lambda: children.read_text() == "", 5)
+    assert len(os.listdir(f"/proc/{zygote}/fd")) < 15
+
+
+def test_what_a_process_has_open_is_no_name(tmp_path: Path) -> None:
+    """/dev/stdin would be the worker's own, not that of the user who named it."""
+    (tmp_path / "plain").touch()
+    with open(tmp_path / "plain") as file:
+        (tmp_path / "stdin").symlink_to(f"/proc/self/fd/{file.fileno()}")
+        for path in (f"/proc/self/fd/{file.fileno()}", str(tmp_path / "stdin"), "/proc/self/root/etc/passwd"):
+            with pytest.raises(JobError, match="what some process has open"):
+                identify(path)
+    (tmp_path / "link").symlink_to("plain")
+    assert identify(str(tmp_path / "link")) == identify(str(tmp_path / "plain"))
+
+
+def test_a_look_tells_what_may_be_used_and_how(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    path, missing = str(tmp_path / "a"), str(tmp_path / "b")
+    seen = look([Named(path, "write"), Named(missing, "any", new=True)])
+    assert (seen[path].key, seen[missing].key) == (identify(path), identify(missing, new=True))
+    assert "no such file" in look([Named(missing, "read")])[missing].error
+    if os.geteuid():
+        (tmp_path / "a").chmod(0o400)
+        assert look([Named(path, "read")])[path].key
+        assert look([Named(path, "write")])[path].denied
