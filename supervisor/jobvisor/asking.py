@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import get_args
 
+import msgspec
 from msgspec import Struct
 
 from jobvisor.errors import NoSuchJob, UsageError
 from jobvisor.states import Goal, State, goal
+from jobvisor_workers.protocol import OnConflict
+
+ON_CONFLICT: tuple[str, ...] = get_args(OnConflict)
+IONICE = ("idle", "best-effort")
 
 
 class Options(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -19,6 +25,24 @@ class Options(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     dry_run: bool = False
     nice: int | None = None
     ionice: str | None = None
+
+
+def check_options(name: str, options: Options) -> None:
+    """For a job of this type. Raises UsageError."""
+    try:
+        msgspec.convert(msgspec.structs.asdict(options), Options)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"cannot start {name}: {error}")
+    if options.on_conflict not in ON_CONFLICT:
+        raise UsageError(f"on_conflict is one of {', '.join(ON_CONFLICT)}, not {options.on_conflict!r}")
+    if options.bandwidth is not None and not 0 < options.bandwidth < 1 << 63:
+        raise UsageError(f"bandwidth is to be more than 0 bytes/s, not {options.bandwidth}")
+    if options.time_limit is not None and not 0 < options.time_limit < 1e9:
+        raise UsageError(f"time limit is to be more than 0 seconds, not {options.time_limit:g}")
+    if options.nice is not None and not -20 <= options.nice <= 19:
+        raise UsageError(f"nice is to be from -20 to 19, not {options.nice}")
+    if options.ionice not in (None, *IONICE):
+        raise UsageError(f"ionice is one of {', '.join(IONICE)}, not {options.ionice!r}")
 
 
 def checked_id(id: int) -> int:

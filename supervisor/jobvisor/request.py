@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from jobvisor.asking import Options
+from jobvisor.asking import Options, check_options
 from jobvisor.asking import umask as process_umask
 from jobvisor.errors import UsageError
 from jobvisor.home import boot_id
@@ -46,6 +46,7 @@ def build(
         job_type = registry.get(name)
     except registry.UnknownType as error:
         raise UsageError(str(error))
+    check_options(name, options)
     for field in job_type.resources():
         value = fields.get(field)
         if isinstance(value, os.PathLike):
@@ -75,7 +76,8 @@ def build(
         raise UsageError(f"cannot start {name}: {error}")
     except UnicodeEncodeError:
         raise UsageError(f"cannot start {name}: an argument is not valid UTF-8; rename the file")
-    _check(request)
+    if not 0 <= request.umask <= 0o777:
+        raise UsageError(f"umask is to be from 0 to 0777, not {request.umask:#o}")
     paths = [fields[field] for field in job_type.resources() if fields.get(field)]
     owner = requester.uid if requester else os.getuid()
     return request, Notes(boot=boot_id(), owner_uid=owner, keys=keys, resources=paths)
@@ -105,14 +107,3 @@ def declared(name: str, fields: Mapping[str, Any]) -> list[Named]:
     """The resources that a request names. Raises UnknownType."""
     resources = registry.get(name).resources().items()
     return [Named(fields[field], each.access.value, each.new) for field, each in resources if fields.get(field)]
-
-
-def _check(request: Request) -> None:
-    if not 0 <= request.umask <= 0o777:
-        raise UsageError(f"umask is to be from 0 to 0777, not {request.umask:#o}")
-    if request.bandwidth is not None and request.bandwidth <= 0:
-        raise UsageError(f"bandwidth is to be more than 0 bytes/s, not {request.bandwidth}")
-    if request.time_limit is not None and not 0 < request.time_limit < 1e9:
-        raise UsageError(f"time limit is to be more than 0 seconds, not {request.time_limit:g}")
-    if request.nice is not None and not -20 <= request.nice <= 19:
-        raise UsageError(f"nice is to be from -20 to 19, not {request.nice}")

@@ -401,9 +401,8 @@ def test_a_stream_of_nobody(client_of: Asking, path: Path) -> None:
 
 def test_a_stream_that_talks_nonsense(client_of: Asking, path: Path) -> None:
     nonsense = events(begin(4), b"event: state\nid: 5\ndata: {\n\n")
-    with fake_daemon(path, nonsense), client_of(path) as client:
-        with pytest.raises(Unreachable, match="not understood"):
-            client.events().next(10)
+    with fake_daemon(path, nonsense), client_of(path) as client, pytest.raises(Unreachable, match="not understood"):
+        client.events().next(10)
 
 
 def test_progress_is_told_as_a_whole_job(client_of: Asking, path: Path) -> None:

@@ -162,10 +162,8 @@ class _Transport:
         self._address = address
 
     async def connect(self) -> _Connection:
-        try:
-            return _Connection(self._address.reach(blocking=False))
-        except (BlockingIOError, Unreachable):  # it hears nobody just now, or has to be started: both may take a while
-            return _Connection(await asyncio.to_thread(self._address.connect))
+        # On a thread: the daemon may be busy, or may have to be started.
+        return _Connection(await asyncio.to_thread(self._address.connect))
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

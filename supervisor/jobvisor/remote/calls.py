@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
-from jobvisor.asking import Options, checked_id, states_of, umask
+from jobvisor.asking import Options, check_options, checked_id, states_of, umask
 from jobvisor.errors import UsageError
 from jobvisor.info import DaemonInfo, JobInfo, decode_info
 from jobvisor.states import Goal, State, Verb
@@ -38,6 +38,7 @@ class Call(Struct, Generic[T], frozen=True):
 
 def start(name: str, fields: Mapping[str, Any], options: Options) -> Call[JobInfo]:
     """Raises UsageError."""
+    check_options(name, options)
     said = {key: value for key, value in msgspec.structs.asdict(options).items() if value is not None}
     try:
         body = msgspec.json.encode({"job": {**fields, "type": name}, **said, "umask": umask()})

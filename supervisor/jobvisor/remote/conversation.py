@@ -27,7 +27,8 @@ class Conversation:
         self.version = ""
         self.done = False
         self._pieces: list[bytes] = []
-        # A connection for each request: it costs 0.1 ms, and what was lost was certainly under way.
+        # A connection for each request: it costs 0.4 ms, what was lost was certainly under way, no idle one is found
+        # dead, and none keeps a daemon from leaving.
         headers = [("Host", "jobvisor"), ("Connection", "close"), ("Accept", "*/*")]
         if call.body is not None:
             headers += [("Content-Type", "application/json"), ("Content-Length", str(len(call.body)))]
