@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, Protocol
 
 import msgspec
 
 from jobvisor import spawner
+from jobvisor.crowd import Crowd
 from jobvisor.orphan import Orphan
 from jobvisor.pump import Pump
 from jobvisor.record import Record
 from jobvisor.spawner import INLINE_MAX, Zygote
 from jobvisor_workers.protocol import (
+    CHECKS,
     VERSION,
     Abort,
     Acknowledge,
@@ -34,8 +37,9 @@ from jobvisor_workers.protocol import (
     encode,
 )
 
-#: A pipe holds at most this much.
-PIPE_READ = 65536
+#: A pipe holds at most this much; nearly always it holds less than a page.
+PIPE_HOLDS = 65536
+PAGE = 4096
 
 
 class Listener(Protocol):
@@ -68,7 +72,8 @@ class Process:
         self.orphan: Orphan | None = None
         self.pid: int | None = None
         self.pipe: int | None = None
-        self.rest = b""
+        #: Its news may wait: what others wait for (the claim, the checks) was told.
+        self.in_crowd = False
 
 
 class Pool:
@@ -77,6 +82,7 @@ class Pool:
     def __init__(self, pump: Pump, listener: Listener, run: str, home: str, modules: list[str], *, tied: bool) -> None:
         self.modules = modules
         self._pump, self._listener, self._run, self._home, self._tied = pump, listener, run, home, tied
+        self._crowd = Crowd(pump)
         self._processes: dict[int, Process] = {}
         self._zygotes: list[Zygote] = []
         self._current: Zygote | None = None
@@ -119,6 +125,7 @@ class Pool:
             self._close_pipe(process)
             if process.orphan:
                 process.orphan.close()
+        self._crowd.close()
         for zygote in self._zygotes:
             zygote.close()
 
@@ -245,25 +252,37 @@ class Pool:
 
     def _watch_pipe(self, process: Process, pipe: int) -> None:
         self._close_pipe(process)
-        process.pipe = pipe
-        self._pump.watch(pipe, lambda: self._read(process))
+        process.pipe, process.in_crowd = pipe, False
+        self._pump.watch(pipe, partial(self._read, process))
+
+    def _join_crowd(self, process: Process) -> None:
+        if process.pipe is not None:
+            process.in_crowd = True
+            self._pump.unwatch(process.pipe)
+            self._crowd.watch(process.pipe, partial(self._read, process))
 
     def _close_pipe(self, process: Process) -> None:
         if process.pipe is not None:
-            self._pump.unwatch(process.pipe)
+            (self._crowd if process.in_crowd else self._pump).unwatch(process.pipe)
             os.close(process.pipe)
             process.pipe = None
 
     def _read(self, process: Process) -> None:
-        if process.pipe is None:
+        pipe = process.pipe
+        if pipe is None:
             return
         try:
-            content = os.read(process.pipe, PIPE_READ)
+            content = os.read(pipe, PAGE)
         except BlockingIOError:
             return
         if not content:
             self._close_pipe(process)
             return
+        if len(content) == PAGE:
+            try:
+                content += os.read(pipe, PIPE_HOLDS)
+            except BlockingIOError:
+                pass
         # Only the newest counts: a report is a whole snapshot, and written whole or not at all.
         line = content[content.rfind(b"\n", 0, -1) + 1 :]
         try:
@@ -271,3 +290,5 @@ class Pool:
         except msgspec.DecodeError:  # what a worker writes is not to be trusted
             return
         self._listener.reported(process.job, report)
+        if not process.in_crowd and report.state == "running" and report.phase != CHECKS:
+            self._join_crowd(process)

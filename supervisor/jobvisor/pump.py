@@ -17,9 +17,6 @@ from typing import Any, TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
-#: Many descriptors become ready one by one: a short pause lets one wake-up serve all of them (18 wake-ups/s, not 900).
-GATHER = 0.02
-GATHER_FROM = 32
 
 
 class Timer:
@@ -67,7 +64,7 @@ class Pump:
                     self._awake = True
                     os.eventfd_write(self._wake, 1)
         if shut:
-            _guarded(function)
+            guarded(function)
 
     def submit(self, function: Callable[[], T | Future[T]]) -> Future[T]:
         """From any thread: the function's result, or that of the Future which it returned."""
@@ -129,25 +126,22 @@ class Pump:
 
     def _run(self) -> None:
         while not self._over:
-            ready = self._selector.select(self._timeout())
-            if len(ready) > GATHER_FROM:
-                time.sleep(GATHER)
-            for key, _ in ready:
-                _guarded(key.data)
+            for key, _ in self._selector.select(self._timeout()):
+                guarded(key.data)
             self._awake = False
             for _ in range(len(self._calls)):
-                _guarded(self._calls.popleft())
+                guarded(self._calls.popleft())
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:
                 timer = heapq.heappop(self._timers)[2]
                 if timer.call:
-                    _guarded(timer.call)
+                    guarded(timer.call)
         self._selector.close()
         with self._door:  # a late call must not write to the number, which may be a file of the host by then
             self._shut = True
             os.close(self._wake)
         while self._calls:
-            _guarded(self._calls.popleft())
+            guarded(self._calls.popleft())
 
     def _timeout(self) -> float | None:
         if self._calls:
@@ -157,7 +151,7 @@ class Pump:
         return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
 
 
-def _guarded(function: Callable[[], Any]) -> None:
+def guarded(function: Callable[[], Any]) -> None:
     """A defect in one job's bookkeeping must not end the supervision of all others."""
     try:
         function()
