@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 import msgspec
@@ -14,26 +14,67 @@ from jobvisor.engine import RECENT, Engine
 from jobvisor.info import JobInfo
 from jobvisor.record import Record
 from jobvisor.states import Cause, State
-from jobvisor_workers.protocol import Exit
+from jobvisor_workers.protocol import Commit, Exit, Life, Requester
+from jobvisor_workers.settle import settle
 
 #: Seconds until a final state that could not be written is tried again.
 WRITE_AGAIN = 1.0
 
-Outcome = JobInfo | recovery.Alive | recovery.Unclaimed
+#: How often, and seconds between, a user's directory is tried that does not answer.
+SETTLE_TRIES = 3
+SETTLE_AGAIN = 1.0
+
+Outcome = JobInfo | recovery.Alive | recovery.Unclaimed | recovery.Ended
 
 
 def conclude(engine: Engine, record: Record, told: Exit | None) -> None:
     """The worker's processes are gone. `told`: the zygote's notice."""
     if record.concluding:
         return
+    record.concluding = True
+    requester = record.request.requester
+    left = recovery.left_by(engine.home.job(record.id)) if requester else []
+    if requester and left:
+        _settle_as(engine, record, requester, left, told)
+    else:
+        _conclude(engine, record, told, settle)
+
+
+def _settle_as(engine: Engine, record: Record, requester: Requester, left: list[Life], told: Exit | None) -> None:
+    """In a directory where the user may rename things, root would be led to remove any file: so the user removes it."""
+    tries = iter(range(1, SETTLE_TRIES))
+
+    def ask() -> None:
+        engine.errands.settle(requester, left).add_done_callback(lambda done: answered(done.result()))
+
+    def answered(stands: bool | None) -> None:
+        if engine.closed:
+            return
+        if stands is None and next(tries, None):
+            engine.pump.later(SETTLE_AGAIN, ask)
+            return
+        commit = next((line for line in left if isinstance(line, Commit)), None)
+        _conclude(engine, record, told, lambda _: commit if stands else None, left if stands is None else [])
+
+    ask()
+
+
+def _conclude(
+    engine: Engine, record: Record, told: Exit | None, settle: recovery.Settling, unsettled: Sequence[Life] = ()
+) -> None:
     base, directory, notes = record.info(), engine.home.job(record.id), record.notes
+    lost = None
+    if notes.boot != engine.boot:
+        lost = recovery.lost_by_reboot(record.request, notes.keys)
 
     def work(db: sqlite3.Connection) -> Outcome:
         found = recovery.look(directory)
         if not isinstance(found, recovery.Ended):
             return found
-        rebooted = notes.boot != engine.boot
-        final = recovery.conclude(directory, base, told, asked=notes.abort, late=notes.late, rebooted=rebooted)
+        final = recovery.conclude(directory, base, told, asked=notes.abort, late=notes.late, lost=lost, settle=settle)
+        if unsettled:
+            text = f"it could not be looked whether these are left: {', '.join(recovery.names_in(unsettled))}"
+            final = msgspec.structs.replace(final, warnings=[*final.warnings, text])
         store.finish(db, final)
         return final
 
@@ -44,20 +85,16 @@ def void(
     engine: Engine, record: Record, state: State = State.ABORTED, cause: Cause | None = None, errmsg: str | None = None
 ) -> None:
     """End a job that no worker has; by default it was aborted. A late worker is kept from claiming it first."""
-    base, directory, notes = record.info(), engine.home.job(record.id), record.notes
+    base, directory = record.info(), engine.home.job(record.id)
     final = msgspec.structs.replace(
         base, state=state, cause=cause, errmsg=errmsg, ended=time.time(), reason=None, pid=None
     )
 
     def work(db: sqlite3.Connection) -> Outcome:
-        outcome = final
         if not recovery.void(directory):
-            found = recovery.look(directory)
-            if not isinstance(found, recovery.Ended):
-                return found
-            outcome = recovery.conclude(directory, base, None, asked=notes.abort)
-        store.finish(db, outcome)
-        return outcome
+            return recovery.look(directory)
+        store.finish(db, final)
+        return final
 
     _find_out(engine, record, work)
 
@@ -90,6 +127,8 @@ def _found(engine: Engine, record: Record, outcome: Outcome) -> None:
     elif isinstance(outcome, recovery.Alive):  # the one that ended lost the claim to an earlier worker
         engine.pool.drop(record.id)
         adopt(engine, record, outcome)
+    elif isinstance(outcome, recovery.Ended):  # it was claimed before it could be declared void
+        conclude(engine, record, None)
     elif record.notes.abort:
         void(engine, record)
     else:

@@ -112,6 +112,9 @@ def spawn(engine: Engine, record: Record) -> None:
         ending.void(engine, record, State.FAILED, Cause.WORKER_LOST, why)
         return
     record.spawns += 1
+    if record.notes.boot != engine.boot:  # accepted before the host was started anew
+        record.notes.boot = engine.boot
+        engine.note(record)
     try:
         engine.pool.spawn(record, engine.home.job(record.id), engine.grace)
     except OSError as error:

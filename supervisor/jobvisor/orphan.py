@@ -26,12 +26,14 @@ class Orphan:
         pid: int,
         pidfd: int,
         directory: str,
+        uid: int | None,
         say: Callable[[Literal["stopped", "continued"], bool], None],
         ended: Callable[[], None],
     ) -> None:
         self.pid = pid
         self.control = Control(job, pid, say)
-        self._pump, self._pidfd, self._directory, self._ended = pump, pidfd, directory, ended
+        self._pump, self._pidfd, self._ended = pump, pidfd, ended
+        self._directory, self._uid = directory, uid
         self._alive = True
         pump.watch(pidfd, self._died)
         self._timer = pump.later(0, self._look)
@@ -60,24 +62,27 @@ class Orphan:
 
     def _died(self) -> None:
         self.close()
-        collect(self._pump, self._directory, self._ended)
+        collect(self._pump, self._directory, self._uid, self._ended)
 
 
-def collect(pump: Pump, directory: str, then: Callable[[], None]) -> None:
+def collect(pump: Pump, directory: str, uid: int | None, then: Callable[[], None]) -> None:
     """Kill what a dead worker left, and go on when nothing is left."""
-    if kill_strays(directory):
-        pump.later(COLLECT_AGAIN, lambda: collect(pump, directory, then))
+    if kill_strays(directory, uid):
+        pump.later(COLLECT_AGAIN, lambda: collect(pump, directory, uid, then))
     else:
         then()
 
 
-def kill_strays(directory: str) -> bool:
+def kill_strays(directory: str, uid: int | None = None) -> bool:
     """Kill what a dead worker left, wherever it went. True while something is left.
 
-    It is known by its mark or, where it was forked without exec, by the worker's life file, which it has open.
+    It is known by its mark or, where it was forked without exec, by the worker's life file, which it has open. `uid`:
+    of whose processes only; anybody can give the mark to a program that becomes another user (sudo).
     """
     life = os.path.join(directory, "life")
     strays = [pid for pid in _processes() if is_marked(pid, directory) or _has_open(pid, life)]
+    if uid is not None:
+        strays = [pid for pid in strays if _uids(pid) == {uid}]
     for pid in strays:
         try:
             os.kill(pid, signal.SIGKILL)
@@ -89,6 +94,15 @@ def kill_strays(directory: str) -> bool:
 def _processes() -> list[int]:
     """All but this one, which opens life files to try their locks."""
     return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
+
+
+def _uids(pid: int) -> set[int]:
+    """Real, effective and saved: /proc/PID itself is root's where a process may not be traced."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            return {int(uid) for line in file if line.startswith("Uid:") for uid in line.split()[1:4]}
+    except OSError:
+        return set()
 
 
 def _has_open(pid: int, path: str) -> bool:

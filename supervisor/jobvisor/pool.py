@@ -101,7 +101,8 @@ class Pool:
     def attach(self) -> None:
         """Begin to receive from what was taken."""
         for zygote in self._zygotes:
-            zygote.attach(self._pump, self._received, self._lost)
+            if not zygote.attached:
+                zygote.attach(self._pump, self._received, self._lost)
 
     def ready_zygote(self) -> Zygote:
         """The one that forks new jobs; started when there is none."""
@@ -157,8 +158,8 @@ class Pool:
             spawn.request = msgspec.Raw(request)
             zygote.say(spawn)
 
-    def adopt(self, job: int, pid: int, pidfd: int, pipe: int, directory: str) -> None:
-        """Watch a worker that has no zygote any more."""
+    def adopt(self, job: int, pid: int, pidfd: int, pipe: int, directory: str, uid: int | None) -> None:
+        """Watch a worker that has no zygote any more. `uid`: of another user than ours."""
         process = self._processes.setdefault(job, Process(job, None))
         process.zygote, process.pid = None, pid
 
@@ -168,7 +169,7 @@ class Pool:
             else:
                 self._listener.continued(job)
 
-        process.orphan = Orphan(self._pump, job, pid, pidfd, directory, say, lambda: self._over(process, None))
+        process.orphan = Orphan(self._pump, job, pid, pidfd, directory, uid, say, lambda: self._over(process, None))
         if process.pipe is None:
             self._open_pipe(process, pid, pipe)
         process.orphan.control.signal_leader(signal.SIGUSR1)

@@ -68,6 +68,11 @@ class Record:
         self._bps = 0.0
         self._measured: tuple[float, int] | None = None
 
+    @property
+    def foreign_uid(self) -> int | None:
+        """Whom the worker became, if it is not the user of this process."""
+        return self.request.requester.uid if self.request.requester else None
+
     def move(self, state: State) -> bool:
         """Enter a state; False when it is the present one. A transition that is not in the table is a defect."""
         if state is self.state:

@@ -8,13 +8,27 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from jobvisor.info import EndedBy, JobInfo
 from jobvisor.states import Cause, State
-from jobvisor_workers.protocol import VOID, Claim, Commit, Exit, Result, decode_exit, decode_result
+from jobvisor_workers import registry
+from jobvisor_workers.jobtype import READ
+from jobvisor_workers.protocol import (
+    VOID,
+    Claim,
+    Commit,
+    Exit,
+    Life,
+    Request,
+    Result,
+    Temporary,
+    decode_exit,
+    decode_result,
+)
 from jobvisor_workers.settle import claim_of, read_life, settle
 
 #: Ways to be killed that are the program's own doing.
@@ -22,6 +36,9 @@ CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.
 #: How much of the end of a log is kept, bytes.
 LOG_KEPT = 1 << 20
 POLITE = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+
+#: As `settle`: removes what must not stay, and returns the commit that stands.
+Settling = Callable[[list[Life]], Commit | None]
 
 
 class Alive(msgspec.Struct, frozen=True):
@@ -72,12 +89,59 @@ def void(directory: str) -> bool:
         os.close(life)
 
 
+def left_by(directory: str) -> list[Life]:
+    """The lines of a dead worker's life that say what it may have left in the file system; none if it completed."""
+    result = _read(directory, "result", decode_result)
+    if result and result.outcome == "completed":
+        return []
+    return [line for line in read_life(directory) if isinstance(line, Temporary | Commit)]
+
+
+def names_in(life: Iterable[Life]) -> list[str]:
+    """The paths that such lines speak of."""
+    found: dict[str, None] = {}
+    for line in life:
+        if isinstance(line, Temporary):
+            found[os.path.join(line.directory, line.name)] = None
+        elif isinstance(line, Commit):
+            for output in line.outputs:
+                found |= dict.fromkeys(os.path.join(output.directory, name) for name in output.names)
+    return list(found)
+
+
+def lost_by_reboot(request: Request, keys: Mapping[str, tuple[str, str]]) -> str:
+    """What is true of the volumes that a job wrote when the host died, as long as no commit of it stands."""
+    text = "the host was started anew while the job ran"
+    try:
+        resources = {} if request.dry_run else registry.get(request.type).resources()
+    except registry.UnknownType:
+        resources = {}
+    for field, resource in resources.items():
+        path = request.args.get(field)
+        if not path or resource.access is READ:
+            continue
+        key, _ = keys.get(path, ("", ""))
+        if not resource.new or key.startswith("block:"):
+            text += f"; {path} may be partly changed"
+        else:
+            text += f"; {path} was not {'replaced' if key.startswith('file:') else 'created'}"
+    return text
+
+
 def conclude(
-    directory: str, base: JobInfo, told: Exit | None, *, asked: bool, late: bool = False, rebooted: bool = False
+    directory: str,
+    base: JobInfo,
+    told: Exit | None,
+    *,
+    asked: bool,
+    late: bool = False,
+    lost: str | None = None,
+    settle: Settling = settle,
 ) -> JobInfo:
     """The final info of a job whose processes are gone.
 
-    `told`: the zygote's notice; `asked`: an abort was requested; `late`: the time limit was over.
+    `told`: the zygote's notice; `asked`: an abort was requested; `late`: the time limit was over; `lost`: what to say
+    if the host died under it; `settle`: with whose rights its outputs are put in order.
     """
     _shorten_log(directory)
     result = _read(directory, "result", decode_result)
@@ -92,7 +156,7 @@ def conclude(
     if result:
         changes |= _progress(result)
     late = late or bool(exit_ and exit_.asked == "time-limit")
-    changes |= _verdict(result, exit_, commit, asked=asked, late=late, rebooted=rebooted, job=base.id)
+    changes |= _verdict(result, exit_, commit, asked=asked, late=late, lost=lost, job=base.id)
     if changes["state"] is State.COMPLETED and base.data_total is not None and not result:
         changes |= {"data_processed": base.data_total, "data_remaining": 0}
     started = base.started or base.created
@@ -121,7 +185,7 @@ def _verdict(
     *,
     asked: bool,
     late: bool,
-    rebooted: bool,
+    lost: str | None,
     job: int,
 ) -> dict[str, Any]:
     asked = asked or bool(exit_ and exit_.asked == "abort")
@@ -147,8 +211,8 @@ def _verdict(
         return _failed(cause, failure.message) | {"holder": failure.holder}
     if asked:
         return {"state": State.ABORTED}
-    if rebooted:
-        return _failed(Cause.HOST_REBOOT, "the host was started anew while the job ran")
+    if lost:
+        return _failed(Cause.HOST_REBOOT, lost)
     if exit_ is None:
         return _failed(Cause.WORKER_LOST, "the worker died while nobody watched; how is not known")
     if exit_.signal is None:

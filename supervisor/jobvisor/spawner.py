@@ -48,6 +48,10 @@ class Zygote:
         pump.watch(self.socket.fileno(), self._ready)
         self._flush()
 
+    @property
+    def attached(self) -> bool:
+        return self._pump is not None
+
     def await_hello(self) -> bool:
         """Before `attach`, when an old zygote was found: False when it leaves instead of answering."""
         self.socket.settimeout(HELLO_TIMEOUT)

@@ -105,8 +105,12 @@ def _rebuild(db: sqlite3.Connection, engine: Engine, request: Request, directory
         keys = {}
     owner = request.requester.uid if request.requester else os.stat(directory).st_uid
     notes = Notes(boot=engine.boot, owner_uid=owner, keys=keys, resources=list(keys))
+    ended = isinstance(recovery.look(directory), recovery.Ended)
+    voided = ended and not read_life(directory)
+    notes.abort = voided
     store.insert(db, request, notes)
-    if isinstance(recovery.look(directory), recovery.Ended):
+    # What another user's job has left is not ours to settle: `resume` comes to it when there is a zygote to ask.
+    if ended and request.requester is None:
         base = JobInfo(
             id=request.id,
             type=request.type,
@@ -118,5 +122,4 @@ def _rebuild(db: sqlite3.Connection, engine: Engine, request: Request, directory
             retry_of=request.retry_of,
             log=os.path.join(directory, "log"),
         )
-        voided = not read_life(directory)
         store.finish(db, recovery.conclude(directory, base, None, asked=voided))

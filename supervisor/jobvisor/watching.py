@@ -86,11 +86,16 @@ def look_after(engine: Engine, record: Record) -> None:
     if isinstance(found, recovery.Alive):
         adopt(engine, record, found)
     elif isinstance(found, recovery.Ended):
-        collect(engine.pump, engine.home.job(record.id), lambda: ending.conclude(engine, record, None))
+        _conclude_dead(engine, record)
     elif record.notes.abort:
         ending.void(engine, record)
     else:
         entering.spawn(engine, record)
+
+
+def _conclude_dead(engine: Engine, record: Record) -> None:
+    directory = engine.home.job(record.id)
+    collect(engine.pump, directory, record.foreign_uid, lambda: ending.conclude(engine, record, None))
 
 
 def adopt(engine: Engine, record: Record, alive: recovery.Alive) -> None:
@@ -102,9 +107,9 @@ def adopt(engine: Engine, record: Record, alive: recovery.Alive) -> None:
     pid = alive.claim.pid
     pidfd = open_worker(pid, lambda: isinstance(recovery.look(directory), recovery.Alive))
     if pidfd is None:
-        collect(engine.pump, directory, lambda: ending.conclude(engine, record, None))
+        _conclude_dead(engine, record)
         return
-    engine.pool.adopt(record.id, pid, pidfd, alive.claim.pipe, directory)
+    engine.pool.adopt(record.id, pid, pidfd, alive.claim.pipe, directory, record.foreign_uid)
     claimed(engine, record)
     if record.notes.abort:
         engine.pool.abort(record.id, engine.grace, force=record.notes.force)

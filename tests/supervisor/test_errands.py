@@ -12,13 +12,14 @@ from typing import Annotated, Any
 
 import pytest
 
-from jobvisor import Busy, NotPermitted, State, Supervisor, Unreachable, UsageError, Verb
+from jobvisor import Busy, JobInfo, NotPermitted, State, Supervisor, Unreachable, UsageError, Verb, ending
 from jobvisor.asking import Options
 from jobvisor.core import Core
-from jobvisor.testing import job_type, wait_until
+from jobvisor.testing import job_type, kill_processes_of, nothing_left, wait_until
 from jobvisor_workers import READ, WRITE, JobError, JobType, Worker, new_volume, volume
+from jobvisor_workers.control import MARK
 from jobvisor_workers.errand import look
-from jobvisor_workers.protocol import Named, Requester
+from jobvisor_workers.protocol import Commit, Life, Linked, Named, Requester, Temporary, encode
 from jobvisor_workers.resources.path import identify
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for somebody else")
@@ -167,6 +168,98 @@ def test_an_answer_that_does_not_come_is_not_waited_for(supervisor: Supervisor, 
     wait_until(lambda: len(left.read_text().split()) == 3, 10)  # the workers
     assert core.verb(Verb.ABORT, job, wait=True, force=True).result(10).state is State.ABORTED
     (room / "gate").touch()
+
+
+def killed(core: Core, room: Path, *life: Life) -> JobInfo:
+    """How a job of ann's ends that wrote these lines into its life before it was killed."""
+    job = keep(core, ANN, room)
+    pid = core.wait(job, State.RUNNING)[0].result(10).pid
+    assert pid
+    with open(os.path.join(core.home.job(job), "life"), "ab") as file:
+        file.writelines(encode(line) + b"\n" for line in life)
+    os.kill(pid, signal.SIGKILL)
+    return core.wait(job, None)[0].result(30)
+
+
+@needs_root
+def test_what_a_dead_worker_left_is_removed_with_its_users_rights(supervisor: Supervisor, room: Path) -> None:
+    """Else who puts a link in the place of a directory would have root remove any file."""
+    os.chown(room, ANN.uid, ANN.gid)
+    (room / "roots").mkdir(0o755)
+    (room / "link").symlink_to("roots")
+    for name in ("mine", "roots/file"):
+        (room / name).touch()
+    info = killed(supervisor._core, room, Temporary(str(room), "mine"), Temporary(str(room / "link"), "file"))
+    assert (info.state, info.cause, info.warnings) == (State.FAILED, "killed", [])
+    assert not (room / "mine").exists()
+    assert (room / "roots" / "file").exists()
+
+
+@needs_root
+def test_a_commit_of_another_user_that_stands_is_done_and_one_that_does_not_is_undone(
+    supervisor: Supervisor, room: Path
+) -> None:
+    os.chown(room, ANN.uid, ANN.gid)
+    facts = (room / "anns").stat()
+    stands = Linked(str(room), "anns", facts.st_dev, facts.st_ino)
+    info = killed(supervisor._core, room, Commit([stands], {"n": 1}))
+    assert (info.state, info.result) == (State.COMPLETED, {"n": 1})
+    missing = Linked(str(room), "missing", facts.st_dev, facts.st_ino + 1)
+    assert killed(supervisor._core, room, Commit([stands, missing], None)).cause == "killed"
+    assert not (room / "anns").exists()
+
+
+@needs_root
+def test_what_cannot_be_looked_at_is_said(
+    supervisor: Supervisor, room: Path, hung: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "SETTLE_TRIES", 2)
+    info = killed(supervisor._core, room, Temporary(str(hung), ".jobvisor-1-x"))
+    assert info.cause == "killed"
+    assert info.warnings == [f"it could not be looked whether these are left: {hung}/.jobvisor-1-x"]
+
+
+@needs_root
+def test_a_mark_in_the_environment_gets_nobody_elses_process_killed(supervisor: Supervisor, room: Path) -> None:
+    """A user can start a program with any environment, also one that becomes root (sudo)."""
+    core = supervisor._core
+    job = keep(core, ANN, room)
+    pid = core.wait(job, State.RUNNING)[0].result(10).pid
+    assert pid
+    environment = {**os.environ, MARK: core.home.job(job)}
+    ours = subprocess.Popen(["sleep", "600"], env=environment, start_new_session=True)
+    anns = subprocess.Popen(["sleep", "600"], env=environment, start_new_session=True, user=ANN.uid, cwd="/")
+    with ours, anns:
+        try:
+            (zygote,) = core.zygotes().result(5)
+            os.kill(zygote, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
+            assert core.wait(job, None)[0].result(10).state is State.FAILED
+            assert anns.wait(10) == -signal.SIGKILL
+            assert ours.poll() is None
+        finally:
+            ours.kill()
+            anns.kill()
+
+
+@needs_root
+def test_a_dead_job_of_another_user_is_settled_also_when_the_journal_was_lost(tmp_path: Path, room: Path) -> None:
+    os.chown(room, ANN.uid, ANN.gid)
+    home = tmp_path / "home"
+    with nothing_left(home, tmp_path):
+        with Supervisor(home, types=[__name__]) as supervisor:
+            job = keep(supervisor._core, ANN, room)
+            supervisor.job(job).wait(10, until=State.RUNNING)
+        kill_processes_of(home)
+        (room / "mine").touch()
+        with open(home / "jobs" / str(job) / "life", "ab") as file:
+            file.write(encode(Temporary(str(room), "mine")) + b"\n")
+        for path in home.glob("journal.sqlite*"):
+            path.unlink()
+        with Supervisor(home, types=[__name__]) as supervisor:
+            info = supervisor.job(job).wait(10)
+            assert (info.state, info.cause, info.owner_uid) == (State.FAILED, "worker-lost", ANN.uid)
+            assert not (room / "mine").exists()
 
 
 @needs_root

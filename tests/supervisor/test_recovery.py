@@ -1,7 +1,9 @@
 """What is said of a job agrees with what its processes left, wherever they died."""
 
 import os
+import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +14,8 @@ import pytest
 
 from jobvisor import Cause, JobInfo, State, Supervisor
 from jobvisor.recovery import Alive, Ended, Unclaimed, conclude, look, void
-from jobvisor.testing import job_type, wait_until
-from jobvisor_workers import READ, JobType, Worker, new_volume, volume
+from jobvisor.testing import job_type, kill_processes_of, nothing_left, wait_until
+from jobvisor_workers import READ, WRITE, JobType, Worker, new_volume, volume
 from jobvisor_workers.protocol import Claim, Commit, Exit, Failure, Linked, Report, Result, Sender, Temporary, encode
 from jobvisor_workers.runtime import claim
 from jobvisor_workers.settle import read_life, settle
@@ -180,7 +182,8 @@ def test_a_verdict(directory: Path, name: str) -> None:
 
 def test_a_reboot_is_told(directory: Path) -> None:
     (directory / "life").write_bytes(encode(Claim(9, 5, 6.0)) + b"\n")
-    assert conclude(str(directory), BASE, None, asked=False, rebooted=True).cause == Cause.HOST_REBOOT
+    info = conclude(str(directory), BASE, None, asked=False, lost="the host was started anew")
+    assert (info.cause, info.errmsg) == (Cause.HOST_REBOOT, "the host was started anew")
 
 
 def test_a_log_keeps_its_end(directory: Path) -> None:
@@ -250,3 +253,97 @@ def killed_at(pid: int, call: str, log: Path) -> Iterator[None]:
     finally:
         tracer.kill()
         tracer.communicate()
+
+
+@contextmanager
+def rebooted(home: Path) -> Iterator[None]:
+    """While the block runs all jobs of a closed supervisor's home die; then they are of an earlier boot."""
+    yield
+    kill_processes_of(home)
+    with sqlite3.connect(home / "journal.sqlite") as db:
+        for job, notes in db.execute("SELECT id, notes FROM jobs").fetchall():
+            earlier = {**msgspec.json.decode(notes), "boot": "an earlier one"}
+            db.execute("UPDATE jobs SET notes=? WHERE id=?", (msgspec.json.encode(earlier), job))
+    db.close()
+
+
+@job_type
+class Scribble(JobType, tag="test-scribble"):
+    """Write into one volume, read another, make a third, and never end."""
+
+    written: Annotated[str, volume("written in place", WRITE)]
+    read: Annotated[str, volume("only read", READ)]
+    made: Annotated[str, new_volume("to be made")]
+
+    def run(self, worker: Worker) -> None:
+        with worker.create(self.made, size=1):
+            worker.phase("scribble")
+            while True:
+                time.sleep(0.01)
+
+
+def test_after_a_reboot_the_truth_is_told_of_each_volume(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+    args: dict[str, Any] = {"written": str(tmp_path / "a"), "read": str(tmp_path / "b"), "made": str(tmp_path / "c")}
+    with nothing_left(home, tmp_path):
+        with Supervisor(home, types=[__name__]) as supervisor:
+            job = supervisor.start("test-scribble", **args)
+            wait_until(lambda: job.info().phase == "scribble", 10)
+            behind = supervisor.start("test-scribble", **args)
+        with rebooted(home):
+            pass
+        with Supervisor(home, types=[__name__]) as supervisor:
+            info = supervisor.job(job.id).wait(10)
+            assert (info.state, info.cause) == (State.FAILED, Cause.HOST_REBOOT)
+            assert info.errmsg == (
+                "the host was started anew while the job ran; "
+                f"{tmp_path / 'a'} may be partly changed; {tmp_path / 'c'} was not created"
+            )
+            assert not (tmp_path / "c").exists()
+            # What never ran is run now, and is of this boot: its death is no reboot.
+            pid = supervisor.job(behind.id).wait(10, until=State.RUNNING).pid
+            assert pid
+            os.kill(pid, 9)
+            assert supervisor.job(behind.id).wait(10).cause == Cause.KILLED
+
+
+def test_an_output_that_stands_after_a_reboot_is_done(tmp_path: Path) -> None:
+    home, gate = tmp_path / "home", tmp_path / "gate"
+    (tmp_path / "a").write_text("content")
+    with nothing_left(home, tmp_path):
+        with Supervisor(home, types=[__name__]) as supervisor:
+            args: dict[str, Any] = {"source": str(tmp_path / "a"), "target": str(tmp_path / "b"), "gate": str(gate)}
+            job = supervisor.start("test-copy", **args)
+            wait_until(lambda: job.info().phase == "gate", 10)
+        with rebooted(home):
+            (tmp_path / "b").write_text("content")
+            with open(home / "jobs" / str(job.id) / "life", "ab") as life:
+                life.write(encode(Commit([linked(tmp_path / "b")], {"size": 7})) + b"\n")
+        with Supervisor(home, types=[__name__]) as supervisor:
+            info = supervisor.job(job.id).wait(10)
+            assert (info.state, info.result) == (State.COMPLETED, {"size": 7})
+
+
+def test_the_time_limit_of_an_adopted_worker_counts_from_its_own_start(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (tmp_path / "a").touch()
+    with nothing_left(home, tmp_path):
+        with Supervisor(home, types=[__name__]) as supervisor:
+            args: dict[str, Any] = {
+                "source": str(tmp_path / "a"),
+                "target": str(tmp_path / "b"),
+                "gate": str(tmp_path / "gate"),
+            }
+            job = supervisor.start("test-copy", time_limit=2.0, **args)
+            job.wait(10, until=State.RUNNING)
+            began = time.monotonic()
+            (zygote,) = supervisor._core.zygotes().result()
+        os.kill(zygote, 9)
+        wait_until(lambda: time.monotonic() - began > 1.2, 10)
+        with Supervisor(home, types=[__name__]) as supervisor:
+            info = supervisor.job(job.id).wait(10)
+            assert info.cause == Cause.TIME_LIMIT
+            assert 1.8 < time.monotonic() - began < 3.0
+            assert 1900 < info.time_elapsed < 3000

@@ -129,6 +129,11 @@ class Linked(Struct, frozen=True):
     #: It takes the place of another file: once done that cannot be undone, since the other is gone.
     replaces: bool = False
 
+    @property
+    def names(self) -> list[str]:
+        """The name that it is to have, and the one that it may have on the way."""
+        return [self.name, self.temporary] if self.temporary else [self.name]
+
 
 class Commit(Struct, tag="commit", tag_field="is"):
     """The work is done and durable. When everybody dies now: if all outputs stand the job completed, else none may."""
