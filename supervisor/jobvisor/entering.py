@@ -9,7 +9,7 @@ from concurrent.futures import Future
 
 import msgspec
 
-from jobvisor import ending, once, store
+from jobvisor import ending, once, store, streams
 from jobvisor.engine import Engine, needs_of
 from jobvisor.errors import Busy
 from jobvisor.info import JobInfo
@@ -75,6 +75,7 @@ def _accept(engine: Engine, request: Request, notes: Notes, named: Once | None) 
         started.set_result(record.info())
 
     def write(db: sqlite3.Connection) -> None:
+        streams.make(directory, request)
         store.accept(db, directory, request, notes)
         once.keep(db, named, request.id)
 

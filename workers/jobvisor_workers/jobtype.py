@@ -83,6 +83,9 @@ class JobType(Struct, forbid_unknown_fields=True, tag_field="type"):
     can_suspend: ClassVar[bool] = True
     #: The work is done inside another program (libvirtd, QEMU); signals to the worker alone would not reach it.
     delegated: ClassVar[bool] = False
+    #: The job reads what its user sends it (worker.stdin), or writes what its user reads (worker.stdout).
+    reads_stdin: ClassVar[bool] = False
+    writes_stdout: ClassVar[bool] = False
 
     def plan(self, worker: Worker) -> None:
         """Look before anything is touched: raise JobError, or lock further resources (a backing chain).

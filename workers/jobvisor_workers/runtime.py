@@ -28,6 +28,7 @@ from jobvisor_workers.holders import WORKER_NAME
 from jobvisor_workers.jobtype import Access, JobType
 from jobvisor_workers.locks import acquire
 from jobvisor_workers.output import sync_directory
+from jobvisor_workers.pipes import Ends
 from jobvisor_workers.progress import Reporter
 from jobvisor_workers.protocol import (
     CHECKS,
@@ -94,6 +95,8 @@ def main(spawned: Spawned) -> NoReturn:
 
     reporter = Reporter(spawned.pipe_write, request.bandwidth)
     leave.last_word = word = LastWord(directory, reporter.report)
+    job_type = type(spawned.job) if spawned.job else JobType
+    ends = Ends(directory, reads=job_type.reads_stdin, writes=job_type.writes_stdout)
     os.close(directory)
     _become_requester(request, word)
     os.environ |= {MARK_ID: str(request.id), MARK: spawned.directory}
@@ -106,7 +109,7 @@ def main(spawned: Spawned) -> NoReturn:
         reporter.send()
         return reporter.blocked
 
-    worker = Worker(request, reporter, record)
+    worker = Worker(request, reporter, record, ends)
     taken = signals.Signals(report_again, worker.completed.set)
     reporter.on_blocked = taken.retry_report
     try:

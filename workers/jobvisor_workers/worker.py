@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobvisor_workers import children
+from jobvisor_workers import children, pipes
 from jobvisor_workers.data.extents import data_extents
 from jobvisor_workers.errors import JobError
 from jobvisor_workers.jobtype import READ, Access
@@ -16,6 +16,7 @@ from jobvisor_workers.output import Output, target_mode
 
 if TYPE_CHECKING:
     from jobvisor_workers.locks import Lock
+    from jobvisor_workers.pipes import Ends
     from jobvisor_workers.progress import Reporter
     from jobvisor_workers.protocol import Request, Temporary
 
@@ -37,7 +38,7 @@ class Volume:
 class Worker:
     """One running job. Everything opened or created through it is released at the end, however that comes."""
 
-    def __init__(self, request: Request, reporter: Reporter, record: Callable[[Temporary], None]) -> None:
+    def __init__(self, request: Request, reporter: Reporter, record: Callable[[Temporary], None], ends: Ends) -> None:
         self.id = request.id
         self.bandwidth = request.bandwidth
         #: advance(n): n more bytes are done; at most 200 ns, and the place where a bandwidth limit sleeps.
@@ -49,6 +50,8 @@ class Worker:
         self._umask = request.umask
         self._reporter = reporter
         self._record = record
+        self._ends = ends
+        self._type = request.type
 
     # --- resources -------------------------------------------------------------------------------------------
 
@@ -118,6 +121,36 @@ class Worker:
             self._reporter.advance_nothing()
 
         return children.run(argv, descriptors=sorted(inherited), on_stdout=on_stdout, on_tick=tick)
+
+    # --- pipes -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def stdin(self) -> Iterator[pipes.Input]:
+        """What the user sends, of types with reads_stdin; waits until somebody does. `read` to the end of it."""
+        pipe = pipes.Input(self._declared_ends(self._ends.input, "reads_stdin"), self._await, self._type)
+        try:
+            yield pipe
+        finally:
+            pipe.close()
+
+    @contextmanager
+    def stdout(self) -> Iterator[pipes.Output]:
+        """What the user reads, of types with writes_stdout; waits until somebody does."""
+        pipe = pipes.Output(self._declared_ends(self._ends.output, "writes_stdout"), self._await, self._type)
+        try:
+            yield pipe
+        finally:
+            pipe.close()
+
+    def _declared_ends(self, end: int, what: str) -> Ends:
+        if end < 0:
+            raise JobError(f"cannot {self._type}: the job type does not declare {what}")
+        return self._ends
+
+    def _await(self, reason: str | None) -> None:
+        report = self._reporter.report
+        report.state, report.reason = ("running", None) if reason is None else ("waiting", reason)
+        self._reporter.send()
 
     # --- what is told ----------------------------------------------------------------------------------------
 
