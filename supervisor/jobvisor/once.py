@@ -38,7 +38,7 @@ def once(uid: int, key: str | None, asked: Request | str) -> Once | None:
         raise UsageError(f"an idempotency key is 1 to {KEY_MAX} printable characters")
     if isinstance(asked, Request):
         # What a repetition may see differently: the moment, and the files.
-        asked = encode(msgspec.structs.replace(asked, created=0, resolved={})).decode()
+        asked = encode(msgspec.structs.replace(asked, created=0, resolved={}, requester=None)).decode()
     return Once(uid, key, hashlib.blake2b(asked.encode(), digest_size=16).digest())
 
 

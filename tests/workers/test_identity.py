@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import pytest
 
@@ -98,6 +98,20 @@ class Make(JobType, tag="test-make"):
         return {}
 
 
+@job_type
+class Late(JobType, tag="test-late"):
+    """Needs something that only root can read."""
+
+    path: str
+    loaded: ClassVar[str] = ""
+
+    def load(self) -> None:
+        Late.loaded = Path(self.path).read_text()
+
+    def run(self, worker: Worker) -> dict[str, Any]:
+        return {"loaded": Late.loaded}
+
+
 @pytest.fixture
 def room() -> Iterator[Path]:
     """A directory that ann can reach and has; pytest's own are root's alone."""
@@ -142,6 +156,15 @@ def test_a_worker_is_its_requester_and_nobody_else(supervisor: Supervisor, tmp_p
     assert told["looked"] is False
     assert {name.partition(":")[0] for name in told["open"]} == {"null", "log", "pipe", "life", "result"}
     assert (info.owner_uid, info.args["look_at"]) == (ANN.uid, supervisor.home)
+
+
+def test_what_a_type_loads_it_loads_while_it_may(supervisor: Supervisor, tmp_path: Path) -> None:
+    (tmp_path / "module").write_text("content")
+    (tmp_path / "module").chmod(0o600)
+    info = end(supervisor._core, start(supervisor._core, "test-late", path=str(tmp_path / "module")))
+    assert info.result == {"loaded": "content"}
+    info = end(supervisor._core, start(supervisor._core, "test-late", path="/missing"))
+    assert info.result == {"loaded": ""}
 
 
 def test_the_files_of_the_job_stay_roots(supervisor: Supervisor, room: Path) -> None:

@@ -87,6 +87,12 @@ class JobType(Struct, forbid_unknown_fields=True, tag_field="type"):
     reads_stdin: ClassVar[bool] = False
     writes_stdout: ClassVar[bool] = False
 
+    def load(self) -> None:
+        """Import what `run` would import only when it comes to it.
+
+        Called before a worker becomes another user, who may not be able to read the files of those modules.
+        """
+
     def plan(self, worker: Worker) -> None:
         """Look before anything is touched: raise JobError, or lock further resources (a backing chain).
 

@@ -98,7 +98,7 @@ def main(spawned: Spawned) -> NoReturn:
     job_type = type(spawned.job) if spawned.job else JobType
     ends = Ends(directory, reads=job_type.reads_stdin, writes=job_type.writes_stdout)
     os.close(directory)
-    _become_requester(request, word)
+    _become_requester(spawned, word)
     os.environ |= {MARK_ID: str(request.id), MARK: spawned.directory}
 
     def record(line: Claim | Temporary | Commit) -> None:
@@ -129,13 +129,18 @@ def main(spawned: Spawned) -> NoReturn:
     sys.exit(word.status)
 
 
-def _become_requester(request: Request, word: LastWord) -> None:
+def _become_requester(spawned: Spawned, word: LastWord) -> None:
     """The job's files are open; from here on everything is done with the rights of the user whom it is for."""
-    requester = request.requester
+    request, requester = spawned.request, spawned.request.requester
     if requester is None:
         return
-    if request.ionice is not None:
-        import psutil  # noqa: F401 - for _be_nice; later its files may not be ours to read
+    try:
+        if request.ionice is not None:
+            import psutil  # noqa: F401 - for _be_nice
+        if spawned.job:
+            spawned.job.load()
+    except Exception:  # it is found again when it is used
+        traceback.print_exc()
     try:
         identity.become(requester)
     except OSError as error:

@@ -69,6 +69,11 @@ def trim(fd: int, size: int, *, advance: Callable[[int], None]) -> None:
     os.fsync(fd)
 
 
+def load_cipher() -> None:
+    """Import what random passes need."""
+    import cryptography.hazmat.primitives.ciphers  # noqa: F401
+
+
 def _patterned(step: Pass) -> memoryview:
     buffer = huge_buffer(STEP)
     buffer[:] = step.pattern * (STEP // len(step.pattern))

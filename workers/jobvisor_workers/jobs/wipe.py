@@ -34,6 +34,10 @@ class Wipe(JobType, tag="wipe"):
     ] = "zero"
     retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
 
+    def load(self) -> None:
+        if any(step.kind == "random" for step in PASSES.get(self.algorithm, ())):
+            overwrite.load_cipher()
+
     def plan(self, worker: Worker) -> None:
         target = worker.volume(self.volume)
         if reason := overwrite.cow_reason(target.fd):
