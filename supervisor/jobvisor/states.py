@@ -79,7 +79,7 @@ FINAL = frozenset({_S.COMPLETED, _S.FAILED, _S.ABORTED})
 MEANING = {
     _S.QUEUED: "accepted, no worker yet; the reason says what it waits for",
     _S.STARTING: "a worker was forked and has not claimed the job yet (milliseconds)",
-    _S.WAITING: "the worker waits for a lock; the holder is shown",
+    _S.WAITING: "the worker waits for a lock, whose holder is shown, or for the other end of its pipe",
     _S.RUNNING: "working; the phase says on what",
     _S.SUSPENDED: "every thread of every process of the job was seen stopped",
     _S.READY: "a two-phase job converged and goes on until it is told to complete",
