@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from jobvisor.errors import NoSuchJob, WrongState
 from jobvisor.face import Face
@@ -111,3 +111,9 @@ class Client(Face):
 
     def _log(self, id: int, offset: int) -> bytes:
         return self._answer(calls.log(id, offset))
+
+    def _send(self, id: int, file: IO[bytes]) -> int:
+        return run(self._exchange.send(id, file))
+
+    def _receive(self, id: int, file: IO[bytes]) -> int:
+        return run(self._exchange.receive(id, file))

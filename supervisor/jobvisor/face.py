@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 from jobvisor.asking import Options
 from jobvisor.job import Job
@@ -148,6 +148,12 @@ class Face(ABC):
 
     @abstractmethod
     def _log(self, id: int, offset: int) -> bytes: ...
+
+    @abstractmethod
+    def _send(self, id: int, file: IO[bytes]) -> int: ...
+
+    @abstractmethod
+    def _receive(self, id: int, file: IO[bytes]) -> int: ...
 
     def _verb(self, verb: Verb, id: int, *, wait: bool, force: bool = False) -> JobInfo:
         return self._answer(self._source.verb(verb, id, wait=wait, force=force))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from jobvisor.asking import checked_offset, goal_of
 from jobvisor.errors import JobAborted, JobFailed, JobvisorError, WaitTimeout
@@ -74,6 +74,22 @@ class Job(Handle):
     def log(self, offset: int = 0) -> bytes:
         """What the worker and its children wrote so far, from there on. Raises NoSuchJob, UsageError."""
         return self._face._log(self.id, checked_offset(offset))
+
+    def send(self, file: IO[bytes]) -> int:
+        """Give the job the rest of a binary file as its standard input, to the file's end; returns how many bytes went.
+
+        Fewer when the job ended before, and says why. Raises UsageError when its type reads nothing, or somebody else
+        sends; WrongState when it is over.
+        """
+        return self._face._send(self.id, file)
+
+    def receive(self, file: IO[bytes]) -> int:
+        """Write the job's standard output to a binary file, to its end; returns how many bytes came.
+
+        Whether that was all, the job's final state tells. Raises UsageError when its type writes nothing, or somebody
+        else receives; WrongState when it is over.
+        """
+        return self._face._receive(self.id, file)
 
     def __repr__(self) -> str:
         try:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
+from jobvisor import piping
 from jobvisor.asking import Options
 from jobvisor.core import Core
 from jobvisor.face import Face
@@ -93,6 +95,12 @@ class Supervisor(Face):
 
     def _log(self, id: int, offset: int) -> bytes:
         return read_log(self._core.info(id).result().log, offset)
+
+    def _send(self, id: int, file: IO[bytes]) -> int:
+        return piping.send(self._core, id, file, threading.Event())
+
+    def _receive(self, id: int, file: IO[bytes]) -> int:
+        return piping.receive(self._core, id, file, threading.Event())
 
 
 def read_log(path: str, offset: int) -> bytes:

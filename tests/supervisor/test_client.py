@@ -1,5 +1,6 @@
 """What is the client's own affair: daemons that are away, that die in mid-request, or that are none."""
 
+import io
 import os
 import socket
 import subprocess
@@ -31,6 +32,7 @@ from jobvisor.testing import wait_until
 from support.awaited import awaited
 from support.fake_daemon import (
     BYE,
+    Unheard,
     answer,
     begin,
     events,
@@ -354,6 +356,45 @@ def test_a_closed_client_says_so_also_to_those_who_wait(client_of: Asking, path:
             job.info()
         assert client.closed
     assert len(errors) == 1
+
+
+# --- pipes ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_sent_in_pieces(client_of: Asking, path: Path) -> None:
+    content = os.urandom(1_000_000)
+    with fake_daemon(path, answer(info()), answer(b"", 204)) as daemon, client_of(path) as client:
+        assert client.job(7).send(io.BytesIO(content)) == len(content)
+    assert (daemon.asked[1].method, daemon.asked[1].path) == ("PUT", "/v1/jobs/7/stdin")
+    assert daemon.asked[1].body == content
+
+
+def test_what_is_refused_need_not_be_sent(client_of: Asking, path: Path) -> None:
+    def refuse(connection: socket.socket) -> None:
+        connection.sendall(problem(400, "usage", "it reads nothing"))
+
+    with fake_daemon(path, answer(info()), Unheard(refuse)), client_of(path) as client:
+        job = client.job(7)
+        with open("/dev/zero", "rb") as endless, pytest.raises(UsageError, match="it reads nothing"):
+            job.send(endless)
+
+
+def test_a_file_that_cannot_be_read_is_not_the_daemons_fault(client_of: Asking, path: Path, tmp_path: Path) -> None:
+    with fake_daemon(path, answer(info()), Unheard(lambda connection: connection.recv(1))), client_of(path) as client:
+        job = client.job(7)
+        with open("/proc/self/mem", "rb") as unreadable, pytest.raises(OSError, match="Input/output"):
+            job.send(unreadable)
+
+
+def test_output_is_received_once(client_of: Asking, path: Path, tmp_path: Path) -> None:
+    content = os.urandom(1_000_000)
+    with fake_daemon(path, answer(info()), answer(content), answer(content)[:-1]), client_of(path) as client:
+        job = client.job(7)
+        with open(tmp_path / "out", "wb") as file:
+            assert job.receive(file) == len(content)
+        assert (tmp_path / "out").read_bytes() == content
+        with open(tmp_path / "out", "wb") as file, pytest.raises(Unreachable, match="before all was received"):
+            job.receive(file)
 
 
 # --- events ------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The public interface as its users see it, by each of the four classes that have it."""
 
+import io
 import os
 import threading
 from datetime import datetime, timedelta
@@ -248,3 +249,51 @@ def test_a_stream_can_be_closed_from_another_thread(face: Face) -> None:
     stream.close()
     reader.join(10)
     assert not reader.is_alive()
+
+
+PIPES = pytest.mark.parametrize("face", ["Supervisor", "aio.Supervisor"], indirect=True)
+
+
+@PIPES
+def test_a_job_reads_what_is_sent(face: Face, tmp_path: Path) -> None:
+    content = os.urandom(3_000_001)
+    job = face.start("test-count")
+    assert job.send(io.BytesIO(content)) == len(content)
+    assert job.wait(10, check=True).result == {"bytes": len(content)}
+    with pytest.raises(WrongState, match="cannot send to job 1: it is completed"):
+        job.send(io.BytesIO(b"more"))
+
+
+@PIPES
+def test_a_job_writes_what_is_received(face: Face, tmp_path: Path) -> None:
+    job = face.start("test-fill", size=3_000_001)
+    with open(tmp_path / "out", "wb") as file:
+        assert job.receive(file) == 3_000_001
+    assert (tmp_path / "out").read_bytes() == b"f" * 3_000_001
+    assert job.wait(10).ok
+    with pytest.raises(WrongState, match="cannot receive from job 1: it is completed"):
+        job.receive(io.BytesIO())
+
+
+@PIPES
+def test_a_job_that_ends_early_ends_what_is_sent(face: Face) -> None:
+    job = face.start("test-count")
+    sent: list[int] = []
+    with open("/dev/zero", "rb") as endless:
+        sending = threading.Thread(target=lambda: sent.append(job.send(endless)))
+        sending.start()
+        wait_until(lambda: job.info().data_processed > 0)
+        with pytest.raises(UsageError, match="somebody else has the stdin"):
+            job.send(io.BytesIO(b"x"))
+        job.abort()
+        sending.join(10)
+    assert sent[0] > 0
+    assert job.info().state is State.ABORTED
+
+
+@PIPES
+def test_a_job_without_pipes_says_so(face: Face, gate: Path) -> None:
+    job = face.start("test-gate", gate=str(gate))
+    for wrong in (job.send, job.receive):
+        with pytest.raises(UsageError, match="job 1 has no std"):
+            wrong(io.BytesIO())

@@ -12,7 +12,15 @@ import msgspec
 
 from jobvisor import JobInfo, State
 
-Answer = Callable[[socket.socket], object] | bytes
+
+class Unheard:
+    """An answer that is given before the request was heard."""
+
+    def __init__(self, answer: Callable[[socket.socket], object]) -> None:
+        self.answer = answer
+
+
+Answer = Callable[[socket.socket], object] | bytes | Unheard
 
 
 class Asked(NamedTuple):
@@ -71,8 +79,11 @@ class FakeDaemon:
 
     def _answer(self, connection: socket.socket, answer: Answer) -> None:
         with connection:
-            self.asked.append(_request(connection))
             try:
+                if isinstance(answer, Unheard):
+                    answer.answer(connection)
+                    return
+                self.asked.append(_request(connection))
                 if callable(answer):
                     answer(connection)
                 else:
@@ -137,4 +148,15 @@ def _request(connection: socket.socket) -> Asked:
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
     while len(body) < int(headers.get("content-length", 0)):
         body += connection.recv(65536)
+    if headers.get("transfer-encoding") == "chunked":
+        while not body.endswith(b"0\r\n\r\n"):
+            body += connection.recv(65536)
+        body = b"".join(_chunks(body))
     return Asked(method, path, headers, body)
+
+
+def _chunks(body: bytes) -> Iterator[bytes]:
+    at = 0
+    while size := int(body[at : (end := body.index(b"\r\n", at))], 16):
+        yield body[end + 2 : end + 2 + size]
+        at = end + 2 + size + 2

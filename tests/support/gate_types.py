@@ -1,4 +1,4 @@
-"""Job types that go on until a file is there."""
+"""Job types that go on until a file is there, and others that do little."""
 
 import os
 import time
@@ -66,3 +66,27 @@ class Large(JobType, tag="test-large"):
 
     def run(self, worker: Worker) -> dict[str, int]:
         return {"length": len(self.text)}
+
+
+class Count(JobType, tag="test-count"):
+    """Count the bytes that are sent."""
+
+    reads_stdin: ClassVar[bool] = True
+
+    def run(self, worker: Worker) -> dict[str, int]:
+        worker.phase("count")
+        with worker.stdin() as stdin:
+            while piece := stdin.read():
+                worker.advance(len(piece))
+        return {"bytes": stdin.count}
+
+
+class Fill(JobType, tag="test-fill"):
+    """Write so many bytes."""
+
+    size: int
+    writes_stdout: ClassVar[bool] = True
+
+    def run(self, worker: Worker) -> None:
+        with worker.stdout() as stdout:
+            stdout.write(b"f" * self.size)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from jobvisor import client
 from jobvisor.aio.documented import documented_by
@@ -124,6 +124,12 @@ class Client(Face):
     async def _log(self, id: int, offset: int) -> bytes:
         return await self._answer(calls.log(id, offset))
 
+    async def _send(self, id: int, file: IO[bytes]) -> int:
+        return await self._exchange.send(id, file)
+
+    async def _receive(self, id: int, file: IO[bytes]) -> int:
+        return await self._exchange.receive(id, file)
+
     async def _begin_streams(self) -> None:
         while self._starting:
             stream = self._starting[0]
@@ -167,3 +173,9 @@ class _Transport:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+    async def read(self, file: IO[bytes]) -> bytes:
+        return await asyncio.to_thread(file.read, PIECE)
+
+    async def write(self, file: IO[bytes], piece: bytes) -> None:
+        await asyncio.to_thread(file.write, piece)

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 from jobvisor import face
 from jobvisor.aio.documented import documented_by
@@ -135,3 +135,9 @@ class Face(ABC):
 
     @abstractmethod
     async def _log(self, id: int, offset: int) -> bytes: ...
+
+    @abstractmethod
+    async def _send(self, id: int, file: IO[bytes]) -> int: ...
+
+    @abstractmethod
+    async def _receive(self, id: int, file: IO[bytes]) -> int: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from jobvisor import job
 from jobvisor.aio.documented import documented_by
@@ -59,6 +59,12 @@ class Job(job.Handle):
 
     async def log(self, offset: int = 0) -> bytes:
         return await self._face._log(self.id, checked_offset(offset))
+
+    async def send(self, file: IO[bytes]) -> int:
+        return await self._face._send(self.id, file)
+
+    async def receive(self, file: IO[bytes]) -> int:
+        return await self._face._receive(self.id, file)
 
     async def _verb(self, verb: Verb, wait: bool, force: bool = False) -> JobInfo:
         self._seen = await self._face._answer(self._face._source.verb(verb, self.id, wait=wait, force=force))

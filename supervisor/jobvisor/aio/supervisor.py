@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from jobvisor import supervisor
+from jobvisor import piping, supervisor
 from jobvisor.aio.documented import documented_by
 from jobvisor.aio.face import Face
 from jobvisor.aio.stream import EventStream
@@ -103,6 +104,22 @@ class Supervisor(Face):
     async def _log(self, id: int, offset: int) -> bytes:
         info = await self._answer(self._core.info(id))
         return await asyncio.to_thread(supervisor.read_log, info.log, offset)
+
+    async def _send(self, id: int, file: IO[bytes]) -> int:
+        return await self._pipe(piping.send, id, file)
+
+    async def _receive(self, id: int, file: IO[bytes]) -> int:
+        return await self._pipe(piping.receive, id, file)
+
+    async def _pipe(
+        self, copy: Callable[[Core, int, IO[bytes], threading.Event], int], id: int, file: IO[bytes]
+    ) -> int:
+        """On a thread; one whose coroutine is cancelled breaks off."""
+        leave = threading.Event()
+        try:
+            return await asyncio.to_thread(copy, self._core, id, file, leave)
+        finally:
+            leave.set()
 
 
 async def _to_the_end(function: Callable[[], T]) -> tuple[T, asyncio.CancelledError | None]:

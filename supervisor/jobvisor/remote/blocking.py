@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from jobvisor.remote.address import Address
 
@@ -55,3 +55,9 @@ class BlockingTransport:
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    async def read(self, file: IO[bytes]) -> bytes:
+        return file.read(PIECE)
+
+    async def write(self, file: IO[bytes], piece: bytes) -> None:
+        file.write(piece)

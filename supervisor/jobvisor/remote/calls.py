@@ -34,6 +34,7 @@ class Call(Struct, Generic[T], frozen=True):
     key: str | None = None
     verb: Verb | None = None
     job: int = 0
+    streams: bool = False
 
 
 def start(name: str, fields: Mapping[str, Any], options: Options) -> Call[JobInfo]:
@@ -109,6 +110,15 @@ def events(since: int | None, job: int | None, all_users: bool) -> Call[bytes]:
         "all_users": all_users or None,
     }
     return Call("GET", _with("/v1/events", query), bytes)
+
+
+def send(id: int) -> Call[None]:
+    """Its body comes in pieces."""
+    return Call("PUT", f"{_job(id)}/stdin", _nothing, streams=True)
+
+
+def receive(id: int) -> Call[bytes]:
+    return Call("GET", f"{_job(id)}/stdout", bytes)
 
 
 def current() -> Call[int | None]:

@@ -32,6 +32,8 @@ class Conversation:
         headers = [("Host", "jobvisor"), ("Connection", "close"), ("Accept", "*/*")]
         if call.body is not None:
             headers += [("Content-Type", "application/json"), ("Content-Length", str(len(call.body)))]
+        elif call.streams:
+            headers += [("Content-Type", "application/octet-stream"), ("Transfer-Encoding", "chunked")]
         elif call.method in ("POST", "PUT"):
             headers.append(("Content-Length", "0"))
         if call.key:
@@ -41,8 +43,13 @@ class Conversation:
         parts = [self._http.send(request)]
         if call.body:
             parts.append(self._http.send(h11.Data(call.body)))
-        parts.append(self._http.send(h11.EndOfMessage()))
+        if not call.streams:
+            parts.append(self._http.send(h11.EndOfMessage()))
         self.asks = b"".join(part for part in parts if part)
+
+    def piece(self, data: bytes) -> bytes:
+        """To be sent: a piece of a body that streams; no data is its end."""
+        return self._http.send(h11.Data(data) if data else h11.EndOfMessage()) or b""
 
     def feed(self, data: bytes) -> None:
         """Bytes as they come; none at the end of the connection. Raises Lost, NotUnderstood."""

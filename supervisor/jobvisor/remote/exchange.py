@@ -6,7 +6,9 @@ The coroutines here need no event loop: with a transport that blocks they run to
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
@@ -38,6 +40,10 @@ WANTED = {
 }
 
 
+#: Sends what follows the head of a request.
+Body = Callable[["Connection", Conversation], Coroutine[Any, Any, None]]
+
+
 class Connection(Protocol):
     """A socket in the manner of its transport."""
 
@@ -60,6 +66,10 @@ class Transport(Protocol):
         """Raises Unreachable, NotPermitted."""
 
     async def sleep(self, seconds: float) -> None: ...
+
+    async def read(self, file: IO[bytes]) -> bytes: ...
+
+    async def write(self, file: IO[bytes], piece: bytes) -> None: ...
 
 
 class Reply:
@@ -89,22 +99,24 @@ class Outage:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._end = 0.0
+        #: True when an answer was lost, so that the daemon is given time to come back.
+        self.begun = False
+        self._alive = 0.0
         self._pause = PAUSE
 
-    @property
-    def begun(self) -> bool:
-        """True when an answer was lost, so that the daemon is given time to come back."""
-        return self._end > 0
+    def alive(self) -> None:
+        """It is there, or was until now."""
+        self._alive, self._pause = time.monotonic(), PAUSE
 
     async def survive(self, why: Exception, lived: float = 0.0, deadline: float | None = None) -> None:
         """Pause before the next try. Raises Unreachable, or TimeoutError at the deadline."""
-        now = time.monotonic()
         if not self.begun or lived > LIVED:
-            self._end, self._pause = now + AWAY_MAX, PAUSE
+            self.begun = True
+            self.alive()
+        now = time.monotonic()
         if deadline is not None and now >= deadline:
             raise TimeoutError
-        if now >= self._end:
+        if now >= self._alive + AWAY_MAX:
             raise Unreachable(f"the daemon went away and did not come back within {AWAY_MAX:g} s: {why}")
         await self._transport.sleep(self._pause)
         self._pause = min(2 * self._pause, PAUSE_MAX)
@@ -121,8 +133,11 @@ class Exchange:
         self.closed = False
         self._open: set[Reply | Connection] = set()
 
-    async def perform(self, call: Call[T], deadline: float | None = None) -> T:
-        """The answer. Raises what the daemon says is wrong, Unreachable, and TimeoutError at the deadline."""
+    async def perform(self, call: Call[T], deadline: float | None = None, *, known: bool = False) -> T:
+        """The answer. Raises what the daemon says is wrong, Unreachable, and TimeoutError at the deadline.
+
+        `known`: a daemon was there a moment ago, so that one that is absent may be about to come back.
+        """
         outage = Outage(self.transport)
         while True:
             began = time.monotonic()
@@ -132,7 +147,7 @@ class Exchange:
                 self.check_open()
                 await outage.survive(error, time.monotonic() - began, deadline)
             except Absent as error:
-                if not outage.begun:
+                if not outage.begun and not known:
                     raise error.why from None
                 await outage.survive(error.why, deadline=deadline)
             except NoSuchJob:
@@ -159,11 +174,14 @@ class Exchange:
     async def wait(self, id: int, timeout: float | None, goal: Goal | None) -> JobInfo | None:
         """None when the time was over."""
         deadline = None if timeout is None else time.monotonic() + timeout
+        answered = False
         while True:
             left = POLL if deadline is None else min(POLL, max(0.0, deadline - time.monotonic()))
             call = calls.wait(id, goal, left)
             try:
-                info = await self.perform(call, None if deadline is None else deadline + SLACK)
+                late = None if deadline is None else deadline + SLACK
+                info = await self.perform(call, late, known=answered)
+                answered = True
             except TimeoutError as error:
                 if isinstance(error, JobvisorError):
                     raise
@@ -173,7 +191,37 @@ class Exchange:
             if deadline is not None and time.monotonic() >= deadline:
                 return None
 
-    async def open(self, call: Call[Any], deadline: float | None = None) -> Reply:
+    async def send(self, id: int, file: IO[bytes]) -> int:
+        """Not asked again: what was heard of a file cannot be said twice."""
+        total = 0
+
+        async def pieces(connection: Connection, conversation: Conversation) -> None:
+            nonlocal total
+            while piece := await self.transport.read(file):
+                if not await sent(connection, conversation.piece(piece)):
+                    return
+                total += len(piece)
+            await sent(connection, conversation.piece(b""))
+
+        with _never_again("sent"):
+            reply = await self.open(calls.send(id), body=pieces)
+            self.close(reply)
+        return total
+
+    async def receive(self, id: int, file: IO[bytes]) -> int:
+        """Not asked again: what was told of a job's output is told no second time."""
+        total = 0
+        with _never_again("received"):
+            reply = await self.open(calls.receive(id))
+            try:
+                while piece := await reply.read():
+                    await self.transport.write(file, piece)
+                    total += len(piece)
+            finally:
+                self.close(reply)
+        return total
+
+    async def open(self, call: Call[Any], deadline: float | None = None, body: Body | None = None) -> Reply:
         """The beginning of an answer, which is to be closed. Raises Absent, Lost, and what the daemon says is wrong."""
         self.check_open()
         try:
@@ -185,10 +233,8 @@ class Exchange:
         self._open.add(reply)
         try:
             self.check_open()
-            try:
-                await connection.send(conversation.asks)
-            except OSError:  # it may have answered before it heard all
-                pass
+            if await sent(connection, conversation.asks) and body is not None:
+                await body(connection, conversation)
             while not conversation.status:
                 await receive(connection, conversation, deadline)
             if conversation.status >= 300:
@@ -252,11 +298,31 @@ class Exchange:
         return [argument["name"] for argument in arguments if argument.get("resource")]
 
 
+@contextmanager
+def _never_again(done: str) -> Iterator[None]:
+    """Raises Unreachable."""
+    try:
+        yield
+    except Absent as error:
+        raise error.why from None
+    except Lost as error:
+        raise Unreachable(f"the daemon went away before all was {done}: {error}")
+
+
 class Absent(Exception):
     """Nobody could be connected to, so that nothing was asked."""
 
     def __init__(self, why: Unreachable) -> None:
         self.why = why
+
+
+async def sent(connection: Connection, data: bytes) -> bool:
+    """False when the daemon hears no more; it may have answered before it heard all."""
+    try:
+        await connection.send(data)
+    except OSError:
+        return False
+    return True
 
 
 async def receive(connection: Connection, conversation: Conversation, deadline: float | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import msgspec
@@ -105,19 +104,18 @@ class RemoteStream(EventStream):
     async def _read_on(self) -> None:
         outage = Outage(self._exchange.transport)
         while not self._closed:
-            began = time.monotonic()
             try:
-                await self._read()
+                await self._read(outage)
             except Lost as error:
                 if self._closed or self._exchange.closed:
                     return
-                await outage.survive(error, time.monotonic() - began)
+                await outage.survive(error)
             except Absent as error:
                 if not outage.begun:
                     raise error.why from None
                 await outage.survive(error.why)
 
-    async def _read(self) -> None:
+    async def _read(self, outage: Outage) -> None:
         """One connection's worth. Raises Lost, Absent, JobvisorError."""
         reply = await self._exchange.open(calls.events(self._after, self._job, self._all_users))
         self._reply = reply
@@ -127,6 +125,7 @@ class RemoteStream(EventStream):
                 piece = await reply.read()
                 if not piece:
                     raise Lost("the daemon ended the stream")
+                outage.alive()
                 for message in reader.feed(piece):
                     await self._take(message)
                 if self._after is not None:
