@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-import threading
 from concurrent.futures import Future
 
 import msgspec
@@ -140,32 +139,26 @@ def _explain(engine: Engine, record: Record) -> None:
 
 
 def _resolve_again(engine: Engine, record: Record) -> None:
-    """It waited: its paths may name other files now. On a thread, since a hung file system must not hang the pump."""
+    """It waited: its paths may name other files now. Not on the pump, which a hung file system would hang."""
     request = record.request
 
-    def work() -> None:
-        try:
-            keys: Keys | None = resolve(request.type, request.args)
-        except Exception:  # whatever is wrong now, the worker says it with the rights it has
-            keys = None
-        engine.pump.call(lambda: done(keys))
-
-    def done(keys: Keys | None) -> None:
+    def done(looked: Future[Keys]) -> None:
         if record.state is not State.QUEUED or engine.closed:
             return
         record.reason = None
-        if keys is not None:
-            record.notes.keys = keys
-            record.request = with_keys(record.request, keys)
+        if looked.exception() is None:  # whatever is wrong now, the worker says it with the rights it has
+            record.notes.keys = looked.result()
+            record.request = with_keys(record.request, record.notes.keys)
             engine.schedule.replace(record.id, needs_of(record.notes))
         if not record.notes.held:
             engine.schedule.release(record.id)
         run_queue(engine)
 
     if request.requester:
-        engine.pump.then(_look(engine, request, request.requester), done)
+        looked = _look(engine, request, request.requester)
     else:
-        threading.Thread(target=work, name="jobvisor-resolve", daemon=True).start()
+        looked = engine.pump.aside(lambda: resolve(request.type, request.args))
+    looked.add_done_callback(lambda _: engine.pump.call(lambda: done(looked)))
 
 
 def _look(engine: Engine, request: Request, requester: Requester) -> Future[Keys]:

@@ -100,6 +100,20 @@ class Pump:
         first.add_done_callback(proceed)
         return outcome
 
+    def aside(self, function: Callable[[], T]) -> Future[T]:
+        """The function's result, on a thread of its own: it looks at files or names, and may hang with their server."""
+        future: Future[T] = Future()
+        future.set_running_or_notify_cancel()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="jobvisor-aside", daemon=True).start()
+        return future
+
     def later(self, delay: float, function: Callable[[], None]) -> Timer:
         """On the pump: run it in `delay` seconds."""
         timer = Timer(function)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -56,7 +57,7 @@ def build(
     try:
         fields = msgspec.to_builtins(registry.convert(name, fields))
         fields.pop("type")
-        foreign = requester if requester and requester.uid != os.getuid() else None
+        foreign = named(requester) if requester and requester.uid != os.getuid() else None
         keys = {} if foreign else resolve(name, fields)
         request = msgspec.convert(
             {
@@ -81,6 +82,17 @@ def build(
     paths = [fields[field] for field in job_type.resources() if fields.get(field)]
     owner = requester.uid if requester else os.getuid()
     return request, Notes(boot=boot_id(), owner_uid=owner, keys=keys, resources=paths)
+
+
+def named(requester: Requester) -> Requester:
+    """With the names that the user database has, if who let the requester in has not looked: that may be slow."""
+    if requester.home:
+        return requester
+    try:
+        known = pwd.getpwuid(requester.uid)
+    except KeyError:
+        return msgspec.structs.replace(requester, user=str(requester.uid), home="/")
+    return msgspec.structs.replace(requester, user=known.pw_name, home=known.pw_dir)
 
 
 def absolute(path: str, requester: Requester | None, doing: str) -> str:

@@ -115,10 +115,17 @@ def retry(engine: Engine, id: int, requester: Requester | None, named: Once | No
         fresh, notes = build(request.type, request.args, options, requester=same, umask=request.umask)
         return msgspec.structs.replace(fresh, retry_of=id), notes
 
+    def build_again(found: tuple[Request, Notes]) -> Future[tuple[Request, Notes]]:
+        return engine.pump.aside(lambda: again(found))
+
+    def accept(fresh: tuple[Request, Notes]) -> Future[JobInfo]:
+        return entering.start(engine, *fresh, named)
+
     def start() -> Future[JobInfo]:
         _check_final(engine, id, Verb.RETRY)
-        looked_up = engine.journal.post(lambda db: _retryable(again(store.request_of(db, id)), store.info(db, id)))
-        return engine.pump.then(looked_up, lambda fresh: entering.start(engine, *fresh, named))
+        looked_up = engine.journal.post(lambda db: _retryable(store.request_of(db, id), store.info(db, id)))
+        built: Future[tuple[Request, Notes]] = engine.pump.then(looked_up, build_again)
+        return engine.pump.then(built, accept)
 
     return once.start(engine, named, start)
 
@@ -162,10 +169,10 @@ def _check_final(engine: Engine, id: int, verb: Verb) -> None:
         raise WrongState(id, state, verb, ALLOWED[state])
 
 
-def _retryable(fresh: tuple[Request, Notes], info: JobInfo) -> tuple[Request, Notes]:
+def _retryable(found: tuple[Request, Notes], info: JobInfo) -> tuple[Request, Notes]:
     if Verb.RETRY not in ALLOWED[info.state]:
         raise WrongState(info.id, info.state, Verb.RETRY, ALLOWED[info.state])
-    return fresh
+    return found
 
 
 def _when_claimed(record: Record, call: Callable[[], None]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import msgspec
 import pytest
 
 from jobvisor import JobInfo, State, Supervisor, Verb
@@ -156,6 +158,28 @@ def test_a_worker_is_its_requester_and_nobody_else(supervisor: Supervisor, tmp_p
     assert told["looked"] is False
     assert {name.partition(":")[0] for name in told["open"]} == {"null", "log", "pipe", "life", "result"}
     assert (info.owner_uid, info.args["look_at"]) == (ANN.uid, supervisor.home)
+
+
+def test_a_requester_without_a_name_gets_that_of_the_user_database(supervisor: Supervisor, room: Path) -> None:
+    core = supervisor._core
+    nobody = pwd.getpwuid(65534)
+    for uid, name, home in ((65534, nobody.pw_name, nobody.pw_dir), (65533, "65533", "/")):
+        requester = Requester(uid, uid, [uid], "", "")
+        info = end(core, start(core, "test-tell", requester=requester, look_at="/"))
+        assert info.result
+        environment = info.result["environment"]
+        assert (environment["USER"], environment["LOGNAME"], environment["HOME"]) == (name, name, home)
+
+
+def test_a_worker_that_cannot_become_its_requester_does_nothing(supervisor: Supervisor, room: Path) -> None:
+    """More groups than the kernel takes; this is also a request that travels by memfd, and an errand that cannot."""
+    crowd = msgspec.structs.replace(ANN, groups=list(range(1, 70_000)))
+    core = supervisor._core
+    job = start(core, "test-make", requester=crowd, source=str(room / "source"), target=str(room / "made"))
+    info = end(core, job)
+    assert (info.state, info.phase) == (State.FAILED, None)
+    assert info.errmsg == "cannot run test-make as ann (uid 65533): too many groups"
+    assert os.listdir(room) == ["source"]
 
 
 def test_what_a_type_loads_it_loads_while_it_may(supervisor: Supervisor, tmp_path: Path) -> None:

@@ -143,8 +143,9 @@ def _become_requester(spawned: Spawned, word: LastWord) -> None:
         traceback.print_exc()
     try:
         identity.become(requester)
-    except OSError as error:
-        text = f"cannot run {request.type} as {requester.user} (uid {requester.uid}): {error.strerror}"
+    except (OSError, ValueError, OverflowError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        text = f"cannot run {request.type} as {requester.user} (uid {requester.uid}): {why}"
         word.result = _failed(word.result.report, JobError(text))
         sys.exit(word.status)
     os.environ.clear()
