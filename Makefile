@@ -22,8 +22,9 @@ check: setup-test ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup-bench ## launch and data rates beside today's best tools
+bench: setup-bench ## launch and data rates beside today's best tools; the daemon under load (2 GB)
 	$(BIN)/python bench/launch.py
+	$(BIN)/python bench/daemon.py
 	$(BIN)/python bench/data.py
 
 # Idempotent, and once done it needs neither the network nor more than a second.

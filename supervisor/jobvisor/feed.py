@@ -7,7 +7,7 @@ from concurrent.futures import Future
 
 from jobvisor import store
 from jobvisor.engine import Engine
-from jobvisor.info import JobInfo
+from jobvisor.info import Progress
 from jobvisor.stream import Event
 
 
@@ -44,8 +44,8 @@ class Feed:
         """The events between two numbers, from the journal; blocks. Raises Unreachable, JournalError."""
         return self._engine.journal.post(lambda db: store.events(db, after, before)).result()
 
-    def take_progress(self) -> Future[list[JobInfo]]:
-        """The live jobs that reported since the last call."""
+    def take_progress(self) -> Future[list[tuple[int, Progress]]]:
+        """Owner's uid and progress of the live jobs that reported since the last call."""
         return self._engine.pump.submit(self._take)
 
     def reported(self, job: int) -> None:
@@ -53,8 +53,9 @@ class Feed:
         if self.progress_wanted:
             self._changed.add(job)
 
-    def _take(self) -> list[JobInfo]:
+    def _take(self) -> list[tuple[int, Progress]]:
         self._engine.check_open()
         changed, self._changed = self._changed, set()
-        records = self._engine.records
-        return [records[job].info() for job in changed if job in records]
+        live = self._engine.records
+        records = [live[job] for job in changed if job in live]
+        return [(record.notes.owner_uid, record.progress()) for record in records]

@@ -43,6 +43,20 @@ PARAMETERS = {
 }
 
 
+class Progress(Struct, frozen=True, omit_defaults=True):
+    """What changes while a job works, of JobInfo's fields; all else changes with an event of state."""
+
+    id: int
+    phase: str | None = None
+    data_total: int | None = None
+    data_processed: int = 0
+    data_remaining: int | None = None
+    disk_bps: int | None = None
+    time_elapsed: int = 0
+    time_remaining: int | None = None
+    abort_effect: str | None = None
+
+
 class JobInfo(Struct, frozen=True, kw_only=True):
     """A job at one moment. Sizes in bytes, time_* in ms, created, started and ended in seconds since the epoch."""
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 
 from msgspec import Struct
 
-from jobvisor.info import EndedBy, JobInfo
+from jobvisor.info import EndedBy, JobInfo, Progress
 from jobvisor.states import NEXT, Cause, State
 from jobvisor_workers.protocol import Report, Request
 
@@ -102,8 +102,9 @@ class Record:
         """After a stop: the time stood still."""
         self._measured = None
 
-    def info(self) -> JobInfo:
-        report, state = self.report, self.state  # once: an event stream may call from its own thread
+    def progress(self) -> Progress:
+        """The part of `info` that each report changes."""
+        report, state = self.report, self.state
         remaining = None if report.total is None else max(0, report.total - report.processed)
         elapsed = ((self.ended or time.time()) - self.started) if self.started else 0.0
         moving = state is State.RUNNING and self._bps > 0
@@ -111,6 +112,20 @@ class Record:
             bps: int | None = int(report.processed / elapsed)
         else:
             bps = int(self._bps) if moving else None
+        return Progress(
+            id=self.id,
+            phase=report.phase,
+            data_total=report.total,
+            data_processed=report.processed,
+            data_remaining=remaining,
+            disk_bps=bps,
+            time_elapsed=max(0, int(elapsed * 1000)),
+            time_remaining=int(remaining * 1000 / self._bps) if moving and remaining is not None else None,
+            abort_effect=None if state.final else report.abort_effect,
+        )
+
+    def info(self) -> JobInfo:
+        report, state, progress = self.report, self.state, self.progress()
         return JobInfo(
             id=self.id,
             type=self.request.type,
@@ -118,7 +133,7 @@ class Record:
             cause=self.cause,
             reason=self.reason or report.reason,
             holder=report.holder if state in (State.WAITING, State.FAILED, State.SUSPENDED) else None,
-            phase=report.phase,
+            phase=progress.phase,
             args=self.request.args,
             resources=self.notes.resources,
             owner=user_name(self.notes.owner_uid),
@@ -127,12 +142,12 @@ class Record:
             created=self.request.created,
             started=self.started,
             ended=self.ended,
-            time_elapsed=max(0, int(elapsed * 1000)),
-            time_remaining=int(remaining * 1000 / self._bps) if moving and remaining is not None else None,
-            data_total=report.total,
-            data_processed=report.processed,
-            data_remaining=remaining,
-            disk_bps=bps,
+            time_elapsed=progress.time_elapsed,
+            time_remaining=progress.time_remaining,
+            data_total=progress.data_total,
+            data_processed=progress.data_processed,
+            data_remaining=progress.data_remaining,
+            disk_bps=progress.disk_bps,
             errmsg=self.errmsg,
             result=self.result,
             warnings=list(report.warnings),
@@ -141,7 +156,7 @@ class Record:
             rusage=self.rusage,
             exit_status=self.exit_status,
             signal=self.signal,
-            abort_effect=None if state.final else report.abort_effect,
+            abort_effect=progress.abort_effect,
             retry_of=self.request.retry_of,
             delegated=self.delegated,
             adopted=self.adopted,

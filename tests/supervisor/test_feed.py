@@ -131,13 +131,13 @@ def test_progress_is_what_reported_since_the_last_look(supervisor: Supervisor, f
     assert feed.take_progress().result() == []  # nobody wanted it
 
     feed.progress_wanted = True
-    infos = wait_until(lambda: feed.take_progress().result())
+    moved = wait_until(lambda: feed.take_progress().result())
 
-    assert [info.id for info in infos] == [job.id]
-    assert infos[0].data_processed > 0
+    assert [(owner, progress.id) for owner, progress in moved] == [(os.getuid(), job.id)]
+    assert moved[0][1].data_processed > 0
     wait_until(lambda: feed.take_progress().result())
     (other / "report").touch()
-    wait_until(lambda: silent.id in [info.id for info in feed.take_progress().result()])
+    wait_until(lambda: silent.id in [progress.id for _, progress in feed.take_progress().result()])
 
 
 def test_a_full_disk_delays_events_and_loses_none(supervisor: Supervisor, feed: Feed, steps: Path) -> None:

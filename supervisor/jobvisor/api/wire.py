@@ -169,17 +169,3 @@ class Problem(Struct, kw_only=True, omit_defaults=True):
     holder: dict[str, Any] | None = None
     timeout: float | None = None
     path: str | None = None
-
-
-class Progress(Struct):
-    """What changes while a job works; all else is told by its events of state."""
-
-    id: int
-    phase: str | None
-    data_total: int | None
-    data_processed: int
-    data_remaining: int | None
-    disk_bps: int | None
-    time_elapsed: int
-    time_remaining: int | None
-    abort_effect: str | None

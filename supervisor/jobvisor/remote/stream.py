@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from jobvisor.errors import JobvisorError, NoSuchJob, Unreachable
-from jobvisor.info import JobInfo
+from jobvisor.info import JobInfo, Progress
 from jobvisor.remote import calls, sse
 from jobvisor.remote.blocking import run
 from jobvisor.remote.conversation import Lost, NotUnderstood
@@ -28,23 +28,9 @@ class _Change(Struct):
     job: JobInfo
 
 
-class _Moved(Struct):
-    """What changes while a job works."""
-
-    id: int
-    phase: str | None = None
-    data_total: int | None = None
-    data_processed: int = 0
-    data_remaining: int | None = None
-    disk_bps: int | None = None
-    time_elapsed: int = 0
-    time_remaining: int | None = None
-    abort_effect: str | None = None
-
-
 class _Progress(Struct):
     time: float
-    jobs: list[_Moved]
+    jobs: list[Progress]
 
 
 _decode_change = msgspec.json.Decoder(_Change).decode
@@ -172,7 +158,7 @@ class RemoteStream(EventStream):
                 self._known[moved.id] = info
                 self._progress[moved.id] = Event("progress", None, progress.time, info)
 
-    async def _get_to_know(self, moved: list[_Moved]) -> None:
+    async def _get_to_know(self, moved: list[Progress]) -> None:
         """Jobs that changed no state since the stream began. One that has ended by now is told of by its event."""
         query: dict[str, Any] = {"type": None, "resource": None, "limit": None, "since": None}
         if self._job is not None:
