@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
+#: epoll takes no timeout of more than 24 days; a loop that wakes for nothing goes to sleep again. Seconds.
+NAP_MAX = 86400.0
 
 
 class Timer:
@@ -162,7 +164,7 @@ class Pump:
             return 0
         while self._timers and self._timers[0][2].call is None:
             heapq.heappop(self._timers)
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        return min(NAP_MAX, max(0.0, self._timers[0][0] - time.monotonic())) if self._timers else None
 
 
 def guarded(function: Callable[[], Any]) -> None:

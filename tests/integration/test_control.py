@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import pytest
 
 from jobvisor import Cause, Job, State, Supervisor, WrongState
-from jobvisor.testing import job_type, wait_until
+from jobvisor.testing import halt_at, job_type, wait_until
 from jobvisor_workers import WRITE, JobType, Worker, new_volume, volume
 from jobvisor_workers.control import children_of, descendants, is_stopped
 
@@ -461,3 +461,19 @@ class flocked:
         self._process.communicate()
 
 
+
+
+def test_a_time_limit_of_years_harms_neither_zygote_nor_supervisor(supervisor: Supervisor, tmp_path: Path) -> None:
+    """epoll takes no timeout of more than 24 days."""
+    volume = tmp_path / "volume"
+    volume.write_bytes(b"x")
+    zygotes = set(supervisor._core.zygotes().result())
+    with halt_at(supervisor, "read") as halt:
+        supervisor.start("checksum", volume=str(volume), time_limit=900_000_000.0)
+        job = halt.wait()
+        (zygote,) = set(supervisor._core.zygotes().result()) - zygotes
+        os.kill(zygote, signal.SIGKILL)  # now the supervisor itself has to time it
+        wait_until(lambda: not supervisor._core.zygotes().result())
+        assert job.suspend().state == "suspended"
+        job.resume()
+    assert job.wait(30).ok

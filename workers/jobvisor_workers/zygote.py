@@ -52,6 +52,8 @@ from jobvisor_workers.settle import claim_of, read_life, settle
 
 #: Seconds between two tries to collect what was killed (a process in D dies when its disk answers).
 COLLECT_AGAIN = 0.005
+#: epoll takes no timeout of more than 24 days; a loop that wakes for nothing goes to sleep again. Seconds.
+NAP_MAX = 86400.0
 #: How often a tied zygote looks whether its supervisor was stopped, seconds.
 FOLLOW = 0.1
 
@@ -325,7 +327,7 @@ class Zygote:
         due += [at for _, at in self.errands.values() if at is not None]
         for child in self.children.values():
             due += [at for at in (child.control.tick(now), child.deadline, child.collect_at) if at is not None]
-        return max(0.0, min(due) - time.monotonic()) if due else None
+        return min(NAP_MAX, max(0.0, min(due) - time.monotonic())) if due else None
 
     def _tick(self) -> None:
         now = time.monotonic()
