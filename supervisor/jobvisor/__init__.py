@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         JobFailed,
         JobvisorError,
         JournalError,
+        KeyReused,
         NoSuchJob,
         NotPermitted,
         Unreachable,
@@ -32,7 +33,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "client": "Client",
     "errors": (
-        "Busy HomeInUse HomeUnusable JobAborted JobFailed JobvisorError JournalError NoSuchJob NotPermitted "
+        "Busy HomeInUse HomeUnusable JobAborted JobFailed JobvisorError JournalError KeyReused NoSuchJob NotPermitted "
         "Unreachable UsageError WaitTimeout WrongState"
     ),
     "stream": "Event EventStream",
@@ -60,6 +61,7 @@ __all__ = [
     "JobInfo",
     "JobvisorError",
     "JournalError",
+    "KeyReused",
     "Mask",
     "NoSuchJob",
     "NotPermitted",

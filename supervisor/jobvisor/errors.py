@@ -3,6 +3,7 @@
 JobvisorError
 ├── JobFailed          1  the job ended failed                     .info
 ├── UsageError         2  a request that makes no sense            (also ValueError)
+│   └── KeyReused      2  its idempotency key means another start  .key
 ├── JobAborted         3  the job was aborted                      .info
 ├── NoSuchJob          4  no job of this id, or not yours          .id  (also LookupError)
 ├── NotPermitted       5  somebody else's job or home              (also PermissionError)
@@ -48,6 +49,16 @@ class UsageError(JobvisorError, ValueError):
 
     exit_code = 2
     code = "usage"
+
+
+class KeyReused(UsageError):
+    """Nothing was started: a repetition is to ask for the same."""
+
+    code = "key-reused"
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        super().__init__(f"the idempotency key {key!r} was used for another request; take a new one")
 
 
 class JobAborted(JobvisorError):

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from jobvisor import store
 from jobvisor.engine import Engine
-from jobvisor.errors import UsageError
+from jobvisor.errors import KeyReused, UsageError
 from jobvisor.info import JobInfo
 from jobvisor_workers.protocol import Request, encode
 
@@ -43,7 +43,7 @@ def once(uid: int, key: str | None, asked: Request | str) -> Once | None:
 
 
 def start(engine: Engine, named: Once | None, do: Callable[[], Future[JobInfo]]) -> Future[JobInfo]:
-    """`do` unless this start was accepted, or is just being accepted. Raises UsageError when it was another request."""
+    """`do` unless this start was accepted, or is just being accepted. Raises KeyReused."""
     if named is None:
         return do()
     mark = (named.uid, named.key)
@@ -76,4 +76,4 @@ def keep(db: sqlite3.Connection, named: Once | None, job: int) -> None:
 
 def _check(named: Once, digest: bytes) -> None:
     if named.digest != digest:
-        raise UsageError(f"the idempotency key {named.key!r} was used for another request; take a new one")
+        raise KeyReused(named.key)

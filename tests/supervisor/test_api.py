@@ -111,7 +111,7 @@ def test_a_repeated_start_starts_no_second_job(http: Http, gate: Path) -> None:
     assert start(http, gate, key="k1")["id"] == first["id"]
     assert start(http, gate, key="k2")["id"] != first["id"]
     other = {"job": {"type": "gated", "gate": str(gate), "fail": True}}
-    is_problem(http("POST", "/v1/jobs", other, Idempotency_Key="k1"), 400, "usage")
+    is_problem(http("POST", "/v1/jobs", other, Idempotency_Key="k1"), 409, "key-reused")
     is_problem(http("POST", "/v1/jobs", other, Idempotency_Key="a b"), 400, "usage")
     gate.touch()
     http("GET", f"/v1/jobs/{first['id']}/wait")

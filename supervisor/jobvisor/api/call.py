@@ -157,6 +157,9 @@ def _query(request: Request, declared: type[Struct]) -> Any:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"{twice!r} is given twice")
+    empty = next((name for name, value in pairs if value.lower() == "null"), None)
+    if empty is not None:  # msgspec would take it as None
+        raise UsageError(f"{empty}: what is not wanted is left out, null is no value")
     try:
         return msgspec.convert(dict(pairs), declared, strict=False)
     except msgspec.ValidationError as error:

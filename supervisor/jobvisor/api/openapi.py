@@ -124,6 +124,9 @@ def _declare_jobs(components: dict[str, Any]) -> None:
         except Exception:  # a package that does not load: its type cannot be started, GET /v1/types says why
             pass
     schemas, found = msgspec.json.schema_components(job_types, ref_template=REF)
+    for job_type in job_types:
+        for field in job_type.resources():
+            _make_absolute(found[job_type.__name__]["properties"][field])
     components |= found
     components[Start.__name__]["properties"]["job"] = {
         "oneOf": schemas,
@@ -134,3 +137,10 @@ def _declare_jobs(components: dict[str, Any]) -> None:
             },
         },
     }
+
+
+def _make_absolute(schema: dict[str, Any]) -> None:
+    """What the library would take as relative to the current directory means nothing here."""
+    for each in (schema, *schema.get("anyOf", [])):
+        if each.get("type") == "string":
+            each["pattern"] = "^/[^\\x00]*$"

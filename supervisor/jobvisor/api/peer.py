@@ -102,11 +102,15 @@ class Peer(H11Protocol):
             self._say(503, "too-many-connections", f"you have {CONNECTIONS_MAX} open connections; close some")
 
     def data_received(self, data: bytes) -> None:
-        if self._late is None and self.conn.their_state is h11.IDLE:
-            self._late = self.loop.call_later(HEAD_TIME, self.transport.abort)
+        self._begin_head()
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._in_time()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.trailing_data[0]:  # of a request that was sent before the answer to the one before
+            self._begin_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._in_time()
@@ -118,6 +122,10 @@ class Peer(H11Protocol):
         error = sys.exc_info()[1]
         status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
         self._say(status, "bad-request", f"this is no HTTP request: {error or msg}")
+
+    def _begin_head(self) -> None:
+        if self._late is None and self.conn.their_state is h11.IDLE:
+            self._late = self.loop.call_later(HEAD_TIME, self.transport.abort)
 
     def _in_time(self) -> None:
         if self._late is not None:

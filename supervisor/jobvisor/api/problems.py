@@ -16,6 +16,7 @@ MEDIA_TYPE = "application/problem+json"
 
 #: Error → status. What is not here is a 500.
 STATUS: Mapping[type[errors.JobvisorError], int] = {
+    errors.KeyReused: 409,
     errors.UsageError: 400,
     errors.NotPermitted: 403,
     errors.NoSuchJob: 404,
@@ -24,7 +25,7 @@ STATUS: Mapping[type[errors.JobvisorError], int] = {
     errors.JournalError: 507,
     errors.Unreachable: 503,
 }
-FIELDS = ("id", "state", "verb", "allowed", "resource", "holder", "path")
+FIELDS = ("id", "state", "verb", "allowed", "resource", "holder", "path", "key")
 
 
 class Refused(Exception):

@@ -19,7 +19,9 @@ STATES = "|".join(State)
 
 Id = Annotated[int, Meta(ge=1, le=INT_MAX, description="a job's id")]
 AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\x00]*$", max_length=4096, description="an absolute path")]
-Moment = Annotated[float, Meta(ge=0, le=1e12, description="seconds since the epoch")]
+#: The end of the year 9999, behind which Python knows no time.
+LAST_MOMENT = 253402300799.0
+Moment = Annotated[float, Meta(ge=0, le=LAST_MOMENT, description="seconds since the epoch")]
 TypeName = Annotated[str, Meta(min_length=1, max_length=100)]
 
 
@@ -68,9 +70,7 @@ class ListQuery(Strict):
 
 
 class ForgetQuery(Strict):
-    before: Annotated[float, Meta(ge=0, le=1e12, description="only those that ended before, epoch seconds")] | None = (
-        None
-    )
+    before: Moment | None = None
 
 
 class VerbQuery(Strict):
@@ -169,3 +169,4 @@ class Problem(Struct, kw_only=True, omit_defaults=True):
     holder: dict[str, Any] | None = None
     timeout: float | None = None
     path: str | None = None
+    key: str | None = None

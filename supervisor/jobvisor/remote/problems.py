@@ -11,6 +11,7 @@ from jobvisor.errors import (
     Busy,
     JobvisorError,
     JournalError,
+    KeyReused,
     NoSuchJob,
     NotPermitted,
     Unreachable,
@@ -25,21 +26,23 @@ class Problem(Struct):
 
     code: str = ""
     detail: str = ""
-    id: int = 0
+    id: int | str = 0
     state: str = ""
     verb: str = ""
     allowed: list[str] = []
     resource: str = ""
     holder: Holder | None = None
     path: str = ""
+    key: str = ""
 
 
 _ERRORS: dict[str, Callable[[Problem], JobvisorError]] = {
+    KeyReused.code: lambda problem: KeyReused(problem.key),
     UsageError.code: lambda problem: UsageError(problem.detail),
     NoSuchJob.code: lambda problem: NoSuchJob(problem.id),
     NotPermitted.code: lambda problem: NotPermitted(problem.detail),
     Busy.code: lambda problem: Busy(problem.resource, problem.holder),
-    WrongState.code: lambda problem: WrongState(problem.id, problem.state, problem.verb, problem.allowed),
+    WrongState.code: lambda problem: WrongState(int(problem.id), problem.state, problem.verb, problem.allowed),
     Unreachable.code: lambda problem: Unreachable(problem.detail),
     JournalError.code: lambda problem: JournalError(problem.path, problem.detail),
 }
