@@ -2,7 +2,7 @@ import asyncio
 import inspect
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def waiters(supervisor: aio.Supervisor, job: aio.Job) -> int:
 
 
 #: What is no coroutine in the asyncio classes either: it does not wait for anything.
-PLAIN = {"EventStream.close", "Supervisor.events", "Client.events"}
+PLAIN = {"EventStream.close", "Supervisor.events", "Supervisor.serve", "Client.events"}
 #: What drives a stream without waiting for it.
 FOR_THREADS = {"poll", "is_behind", "catch_up"}
 CLASSES = ("Supervisor", "Client", "Job", "EventStream")
@@ -370,6 +370,30 @@ def test_a_cancelled_open_leaves_nothing_open(home: Path, gate: Path, tmp_path: 
             pass
 
     run(main())
+
+
+def test_a_supervisor_answers_clients_of_its_own_process(home: Path, gate: Path) -> None:
+    async def main() -> None:
+        async with supervise(home) as supervisor, supervisor.serve() as path, aio.Client(path) as client:
+            assert client.home == str(home)
+            async with client.events() as events:
+                job = await client.start(Nap(str(gate)))
+                assert job.id == (await supervisor.job(job.id)).id
+                gate.touch()
+                assert (await job.wait(check=True)).result == {"slept": True}
+                states = [event.state async for event in _until_final(events) if event.event == "state"]
+                assert (states[0], states[-1]) == ("queued", "completed")
+        assert not path.exists()
+        assert client.closed
+
+    run(main())
+
+
+async def _until_final(events: aio.EventStream) -> AsyncIterator[aio.Event]:
+    async for event in events:
+        yield event
+        if event.job.final:
+            break
 
 
 def test_a_home_in_use(home: Path) -> None:

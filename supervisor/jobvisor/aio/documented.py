@@ -1,5 +1,6 @@
 """Docstrings are written once, in the classes for threads."""
 
+import inspect
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,7 +13,7 @@ def documented_by(blocking: type) -> Callable[[C], C]:
     def document(face: C) -> C:
         for name, value in vars(face).items():
             if not name.startswith("_") and not value.__doc__:
-                value.__doc__ = getattr(blocking, name).__doc__
+                value.__doc__ = inspect.getdoc(getattr(blocking, name))
         return face
 
     return document

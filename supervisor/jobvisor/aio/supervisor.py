@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from jobvisor import piping, supervisor
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@documented_by(Face)
+@documented_by(supervisor.Supervisor)
 class Supervisor(Face):
     """Runs jobs, one worker process each. It is opened by `async with`, or by `await Supervisor(home).open()`."""
 
@@ -59,6 +61,23 @@ class Supervisor(Face):
         for each in jobs:
             await self._answer(self._core.forget(each))
         return len(jobs)
+
+    @asynccontextmanager
+    async def serve(
+        self, socket: str | os.PathLike[str] | None = None, *, group: str | None = None
+    ) -> AsyncIterator[Path]:
+        from jobvisor.api.server import Serving
+
+        serving = Serving(self._core, socket, group=group)
+        _, interrupted = await _to_the_end(serving.start)
+        try:
+            if interrupted:
+                raise interrupted
+            yield serving.path
+        finally:
+            _, interrupted = await _to_the_end(serving.stop)
+            if interrupted:
+                raise interrupted
 
     async def close(self, *, abort: bool = False) -> None:
         if self._opened is None:
