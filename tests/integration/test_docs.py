@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 import pytest
 
+from jobvisor import autostart
+from jobvisor.places import socket_of
 from jobvisor.testing import wait_until
 from support.terminal import CTRL_C, CTRL_Z, Terminal, bash
 
@@ -166,6 +168,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     desk = Desk(tmp_path)
     try:
         yield desk
+        autostart.stop(socket_of(str(tmp_path / "home")))
         wait_until(lambda: not desk.processes(), 10, "the end of what was started")
     finally:
         for pid in desk.processes():
