@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from jobvisor import __version__
@@ -19,6 +21,8 @@ from jobvisor.core import Core
 
 #: Open event streams of one user.
 STREAMS_MAX = 256
+#: Standard inputs and outputs of jobs that one user may have open: each has a thread.
+PIPES_MAX = 16
 #: Requests that may look at files at the same time: each waits as long as its filesystem does not answer.
 THREADS = 64
 T = TypeVar("T")
@@ -33,17 +37,34 @@ class Context:
         self._socket, self._idle_after = socket, idle_after
         self._started = time.time()
         self._threads = ThreadPoolExecutor(THREADS, "jobvisor-api")
+        self._stream_threads = ThreadPoolExecutor(THREADS, "jobvisor-pipe")
+        self._cut: set[threading.Event] = set()
         self._fanout = Fanout(core.feed())
         self._streams: Counter[int] = Counter()
+        self._pipes: Counter[int] = Counter()
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
+    async def in_stream(self, function: Callable[[], T]) -> T:
+        """As `in_thread`, for what takes as long as a client likes."""
+        return await asyncio.get_running_loop().run_in_executor(self._stream_threads, function)
+
+    @contextmanager
+    def streaming(self, uid: int) -> Iterator[threading.Event]:
+        """While something is sent or received; the event is set when that is to be broken off. Raises Refused."""
+        self._enter(uid, PIPES_MAX, self._pipes, "pipes")
+        leave = threading.Event()
+        self._cut.add(leave)
+        try:
+            yield leave
+        finally:
+            self._pipes[uid] -= 1
+            self._cut.discard(leave)
+
     def events(self, stream: Stream, since: int | None, uid: int) -> Events:
         """Raises Refused."""
-        if self._streams[uid] >= STREAMS_MAX:
-            raise Refused(429, "too-many-streams", f"you have {STREAMS_MAX} open event streams; close some")
-        self._streams[uid] += 1
+        self._enter(uid, STREAMS_MAX, self._streams, "event streams")
 
         def closed() -> None:
             self._streams[uid] -= 1
@@ -65,7 +86,15 @@ class Context:
     def leave(self) -> None:
         """Streams say good-bye, and who waits is told to ask again."""
         self.leaving.set()
+        for leave in self._cut:
+            leave.set()
 
     def close(self) -> None:
         self._fanout.close_all()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._stream_threads.shutdown(wait=False, cancel_futures=True)
+
+    def _enter(self, uid: int, most: int, counted: Counter[int], what: str) -> None:
+        if counted[uid] >= most:
+            raise Refused(429, "too-many-streams", f"you have {most} open {what}; close some")
+        counted[uid] += 1

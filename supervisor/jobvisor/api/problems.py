@@ -22,6 +22,8 @@ STATUS: Mapping[type[errors.JobvisorError], int] = {
     errors.NoSuchJob: 404,
     errors.Busy: 409,
     errors.WrongState: 409,
+    errors.JobFailed: 409,
+    errors.JobAborted: 409,
     errors.JournalError: 507,
     errors.Unreachable: 503,
 }

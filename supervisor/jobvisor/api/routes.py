@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
-from jobvisor.api import wire
+from jobvisor.api import pipes, wire
 from jobvisor.api.call import Answer, Call, Endpoint
 from jobvisor.api.context import Context
 from jobvisor.api.fanout import Stream
@@ -87,6 +87,23 @@ def endpoints(context: Context) -> list[Endpoint]:
             "What the worker wrote",
             query=wire.LogQuery,
             media="text/plain; charset=utf-8",
+        ),
+        Endpoint(
+            "PUT",
+            f"{one}/stdin",
+            routes.stdin,
+            "Send what a job reads; a body that is cut off fails the job",
+            status=204,
+            problems=(409, 429),
+            takes_stream=True,
+        ),
+        Endpoint(
+            "GET",
+            f"{one}/stdout",
+            routes.stdout,
+            "Receive what a job writes; the answer ends well only if the job completes",
+            media=pipes.MEDIA_TYPE,
+            problems=(409, 429),
         ),
         Endpoint(
             "GET",
@@ -205,6 +222,12 @@ class Routes:
                 info = await asyncio.wrap_future(call.core.info(info.id))
             except NoSuchJob:  # forgotten meanwhile
                 return
+
+    async def stdin(self, call: Call) -> Response:
+        return await pipes.put_input(self._context, call)
+
+    async def stdout(self, call: Call) -> Response:
+        return await pipes.get_output(self._context, call)
 
     async def events(self, call: Call) -> Answer:
         query: wire.EventsQuery = call.query

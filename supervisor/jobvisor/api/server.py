@@ -134,7 +134,7 @@ class Serving:
             ws="none",
             lifespan="off",
             log_config=None,
-            log_level=logging.ERROR,
+            log_level=logging.CRITICAL,  # defects are told by the application; a broken-off answer is none
             access_log=False,
             date_header=False,
             server_header=False,
