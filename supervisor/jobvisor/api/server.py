@@ -149,6 +149,9 @@ class Serving:
         try:
             await self._server.serve(sockets=[self._listener])
         finally:
+            for connection in list(self._server.server_state.connections):  # its client does not read
+                connection.transport.abort()
+            await asyncio.sleep(0)
             self._context.close()
 
     def _leave(self) -> None:
