@@ -59,6 +59,9 @@ stdio.h             test   libc6-dev          glibc-devel
 Python.h            test   pythonX.Y-dev      pythonX.Y-devel
 pkg-config          test   pkg-config         pkgconf-pkg-config
 libvirt.pc          test   libvirt-dev        libvirt-devel
+systemd-inhibit     test   systemd            systemd
+dbus-daemon         test   dbus               dbus-daemon
+dbusmock            test   python3-dbusmock   python3-dbusmock
 scrub               bench  scrub              scrub
 nbdcopy             bench  libnbd-bin         libnbd
 rsync               bench  rsync              rsync
@@ -95,6 +98,7 @@ have() {
         Python.h)   [ -e "$$("$$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] ;;
         stdio.h)    printf '#include <stdio.h>\n' | gcc -fsyntax-only -x c - ;;
         libvirt.pc) pkg-config --exists libvirt ;;
+        dbusmock)   /usr/bin/python3 -c 'import dbusmock' ;;
         *)          command -v "$$1" ;;
     esac >/dev/null 2>&1
 }

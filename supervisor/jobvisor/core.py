@@ -212,6 +212,10 @@ class Core:
         """How many jobs have not ended, whosever they are."""
         return self._submit(lambda: len(self._engine.records))
 
+    def working(self) -> Future[int]:
+        """How many jobs have a process, whosever they are."""
+        return self._submit(lambda: len(self._engine.pool.pids()))
+
     def idle_since(self) -> Future[float | None]:
         """When the last job ended (monotonic seconds), or the supervisor began; None while there is a job."""
         return self._submit(lambda: None if self._engine.records else self._engine.last_end)

@@ -19,6 +19,7 @@ import msgspec
 
 from jobvisor.api.server import Serving
 from jobvisor.errors import JobvisorError
+from jobvisor.inhibitor import Inhibitor
 from jobvisor.supervisor import Supervisor
 from jobvisor_workers.signals import forget_hosts
 
@@ -70,17 +71,20 @@ def run(config: Config, ready: Callable[[str], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     supervisor = Supervisor(config.home, types=config.types)
+    inhibitor = Inhibitor(supervisor._core, _note)
     try:
         serving = Serving(supervisor._core, config.socket, group=config.group, idle=config.idle)
         serving.start()
         try:
             _note(f"serves {serving.path}")
             ready(str(serving.path))
+            inhibitor.start()
             why = _stay(supervisor, serving, wake_read, config.idle)
         finally:
             serving.stop()
         _note(f"leaves: {why}")
     finally:
+        inhibitor.stop()
         supervisor.close()
         signal.set_wakeup_fd(-1)
         os.close(wake_read)
