@@ -18,7 +18,7 @@ import sys
 import time
 
 from jobvisor.errors import HomeInUse, HomeUnusable, NotPermitted, Unreachable
-from jobvisor.places import socket_of
+from jobvisor.places import check_owner, socket_of
 
 #: Seconds that a daemon may take to adopt the jobs of the one before, and one to leave.
 READY_TIME, LEAVE_TIME = 60.0, 15.0
@@ -28,7 +28,7 @@ IDLE = 30.0
 READY = 3
 #: Bytes of a log from which on a new one is begun.
 LOG_MAX = 1 << 20
-NOBODY = (errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE)
+NOBODY = (errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE)
 PROGRAM = "import os, sys; os.closerange(4, 4096); sys.path[:] = sys.argv[2:]; from jobvisor.daemon import main; main()"
 
 
@@ -117,11 +117,9 @@ def _lock(home: str) -> int:
     """start.lock, taken; the kernel lets go of it when the command ends, however that is."""
     run = os.path.join(home, "run")
     try:
-        for directory in (home, run):
-            os.makedirs(directory, 0o700, exist_ok=True)
-        owner = os.stat(home).st_uid
-        if owner != os.geteuid():
-            raise HomeUnusable(home, f"it belongs to uid {owner}; name another one with --home")
+        os.makedirs(home, 0o700, exist_ok=True)
+        check_owner(home)
+        os.makedirs(run, 0o700, exist_ok=True)
         lock = os.open(os.path.join(run, "start.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:

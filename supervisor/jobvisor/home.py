@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from jobvisor.errors import HomeInUse, HomeUnusable
-from jobvisor.places import default_home
+from jobvisor.places import check_owner, default_home
 from jobvisor_workers.holders import flock_holder
 from jobvisor_workers.signals import command_line
 
@@ -30,13 +30,12 @@ class Home:
         self.run = self.path / "run"
         self.journal = self.path / "journal.sqlite"
         try:
-            for directory in (self.path, self.jobs, self.run):
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            owner = self.path.stat().st_uid
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            check_owner(str(self.path))
+            for directory in (self.jobs, self.run):
+                directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise HomeUnusable(str(self.path), error.strerror or str(error))
-        if owner != os.geteuid():
-            raise HomeUnusable(str(self.path), f"it belongs to uid {owner}; name another one with --home")
         if _filesystem(self.path) == NFS_MAGIC:
             raise HomeUnusable(
                 str(self.path), "it is on NFS, where locks do not tell who lives; name another one with --home"

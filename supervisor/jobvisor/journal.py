@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-from jobvisor.errors import JournalError, Unreachable
+from jobvisor.errors import JobvisorError, JournalError, Unreachable
 
 T = TypeVar("T")
 BATCH_MAX = 64
@@ -139,7 +139,12 @@ class Journal:
                     results.append(work.do(self._db))
                 except sqlite3.Error:
                     raise
-                except Exception as error:  # it found something wrong before it wrote anything: its caller's affair
+                except JobvisorError as error:  # it found something wrong before it wrote anything: its caller's affair
+                    results.append(error)
+                except OSError as error:  # the job directories are a part of the journal
+                    where = os.fspath(error.filename or self.path)
+                    results.append(JournalError(where, f"{error.strerror}; {_advice(error)}"))
+                except Exception as error:
                     results.append(error)
             self._db.execute("COMMIT")
         except Exception as error:
@@ -160,7 +165,7 @@ class Journal:
         return True
 
 
-def _advice(error: sqlite3.Error) -> str:
-    if isinstance(error, sqlite3.OperationalError):
+def _advice(error: sqlite3.Error | OSError) -> str:
+    if isinstance(error, sqlite3.OperationalError | OSError):
         return "free some space in its filesystem"
     return "move it away, and it is made anew from the job directories"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from jobvisor.errors import HomeUnusable
+
 #: Root's home, and the socket of the system daemon: outside of it, so that a group may reach the one but not the other.
 SYSTEM_HOME = "/var/lib/jobvisor"
 SYSTEM_SOCKET = "/run/jobvisor/api.sock"
@@ -25,3 +27,10 @@ def socket_of(home: str) -> str:
     if os.path.realpath(home) == SYSTEM_HOME:
         return SYSTEM_SOCKET
     return os.path.join(home, "run", "api.sock")
+
+
+def check_owner(home: str) -> None:
+    """Before anything is made in it. Raises HomeUnusable, OSError."""
+    owner = os.stat(home).st_uid
+    if owner != os.geteuid():
+        raise HomeUnusable(home, f"it belongs to uid {owner}; name another one with --home")

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from jobvisor import Supervisor
+from jobvisor import Client, Supervisor
 from jobvisor.testing import (
     Scratch,
     halt_at,
     job_type,
     kill_at,
+    kill_processes_of,
     locks_below,
     nothing_left,
     processes_of,
@@ -147,7 +148,7 @@ def test_a_foreign_suite_passes(foreign: pytest.Pytester, mode: str) -> None:
 
 
 LEAVING = '''
-from jobvisor import Supervisor
+from jobvisor import Client, Supervisor
 from jobvisor.testing import locks_below, wait_until
 
 forgotten = []
@@ -409,3 +410,13 @@ def test_wait_until_says_what_did_not_come() -> None:
         wait_until(lambda: False, 0.05, "a miracle")
     assert time.monotonic() - begin >= 0.05
     assert wait_until(lambda: "something") == "something"
+
+
+def test_a_daemon_is_a_process_of_its_home(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with Client(home=home) as client:
+        pid = client.daemon().pid
+        assert [(process.pid, process.kind) for process in processes_of(home)] == [(pid, "daemon")]
+        assert processes_of(tmp_path / "other") == []
+    kill_processes_of(home)
+    wait_until(lambda: not processes_of(home))

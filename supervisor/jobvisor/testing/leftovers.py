@@ -18,12 +18,14 @@ from jobvisor_workers.protocol import Temporary
 from jobvisor_workers.settle import claim_of, read_life
 
 TEMPORARY = ".jobvisor-"
+#: What a daemon calls itself, as `ps` shows it.
+DAEMON_NAME = "jobvisor-daemon"
 _LOCK = re.compile(r"\d+: (?:-> )?(\S+) +\S+ +(\S+) +(-?\d+) ([0-9a-f]+):([0-9a-f]+):(\d+) ")
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process that belongs to a home. `kind`: worker, child or zygote."""
+    """A process that belongs to a home. `kind`: worker, child, zygote or daemon."""
 
     pid: int
     kind: str
@@ -50,7 +52,7 @@ class Lock:
 
 
 def processes_of(home: str | os.PathLike[str]) -> list[Process]:
-    """The live processes of a home: zygotes, workers, and whatever the workers started.
+    """The live processes of a home: its daemon, zygotes, workers, and whatever the workers started.
 
     A zombie counts while its parent may still reap it; not when that is init, which keeps some for long.
     """
@@ -70,11 +72,20 @@ def processes_of(home: str | os.PathLike[str]) -> list[Process]:
         marked = any(word.startswith(os.fsencode(MARK) + b"=" + jobs) for word in _words(f"/proc/{pid}/environ"))
         # A session keeps its number as long as it has members; one whose leader is no worker of ours is another's.
         same_session = session in workers and (_comm(session) or WORKER_NAME).startswith(WORKER_NAME)
-        if own_program or marked or same_session:
+        if name == DAEMON_NAME and _has_open(pid, _directory(home)):
+            found.append(Process(pid, "daemon", name, state))
+        elif own_program or marked or same_session:
             kind = "worker" if name.startswith(WORKER_NAME) else "zygote" if own_program and not marked else "child"
             command = name if own_program else b" ".join(argv).decode(errors="replace")[:80].strip() or name
             found.append(Process(pid, kind, command, state))
     return found
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    try:
+        return any(os.readlink(f"/proc/{pid}/fd/{fd}") == str(path) for fd in os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return False
 
 
 def locks_below(directory: str | os.PathLike[str], pids: Container[int] = ()) -> dict[Lock, str]:
