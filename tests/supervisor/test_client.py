@@ -388,13 +388,16 @@ def test_a_file_that_cannot_be_read_is_not_the_daemons_fault(client_of: Asking, 
 
 def test_output_is_received_once(client_of: Asking, path: Path, tmp_path: Path) -> None:
     content = os.urandom(1_000_000)
-    with fake_daemon(path, answer(info()), answer(content), answer(content)[:-1]), client_of(path) as client:
+    after = [answer(info()), answer(content)[:-1], answer(info(state="aborted"))]
+    with fake_daemon(path, answer(info()), answer(content), answer(content)[:-1], *after), client_of(path) as client:
         job = client.job(7)
         with open(tmp_path / "out", "wb") as file:
             assert job.receive(file) == len(content)
         assert (tmp_path / "out").read_bytes() == content
         with open(tmp_path / "out", "wb") as file, pytest.raises(Unreachable, match="before all was received"):
             job.receive(file)
+        with open(tmp_path / "out", "wb") as file:
+            assert job.receive(file) == len(content) - 1
 
 
 # --- events ------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from jobvisor import (
     UsageError,
     WaitTimeout,
     WrongState,
+    piping,
 )
 from jobvisor.face import Face
 from jobvisor.testing import wait_until
@@ -251,10 +252,6 @@ def test_a_stream_can_be_closed_from_another_thread(face: Face) -> None:
     assert not reader.is_alive()
 
 
-PIPES = pytest.mark.parametrize("face", ["Supervisor", "aio.Supervisor"], indirect=True)
-
-
-@PIPES
 def test_a_job_reads_what_is_sent(face: Face, tmp_path: Path) -> None:
     content = os.urandom(3_000_001)
     job = face.start("test-count")
@@ -264,7 +261,6 @@ def test_a_job_reads_what_is_sent(face: Face, tmp_path: Path) -> None:
         job.send(io.BytesIO(b"more"))
 
 
-@PIPES
 def test_a_job_writes_what_is_received(face: Face, tmp_path: Path) -> None:
     job = face.start("test-fill", size=3_000_001)
     with open(tmp_path / "out", "wb") as file:
@@ -275,7 +271,6 @@ def test_a_job_writes_what_is_received(face: Face, tmp_path: Path) -> None:
         job.receive(io.BytesIO())
 
 
-@PIPES
 def test_a_job_that_ends_early_ends_what_is_sent(face: Face) -> None:
     job = face.start("test-count")
     sent: list[int] = []
@@ -291,9 +286,45 @@ def test_a_job_that_ends_early_ends_what_is_sent(face: Face) -> None:
     assert job.info().state is State.ABORTED
 
 
-@PIPES
 def test_a_job_without_pipes_says_so(face: Face, gate: Path) -> None:
     job = face.start("test-gate", gate=str(gate))
     for wrong in (job.send, job.receive):
         with pytest.raises(UsageError, match="job 1 has no std"):
             wrong(io.BytesIO())
+
+
+def test_output_that_ends_early_is_told_by_the_jobs_state(face: Face) -> None:
+    job = face.start("test-fill", size=1 << 30)
+    taken = Taken()
+    receiving = threading.Thread(target=lambda: taken.counts.append(job.receive(taken)))
+    receiving.start()
+    wait_until(lambda: taken.size > 0)
+    job.abort()
+    receiving.join(10)
+    assert 0 < taken.size == taken.counts[0] < 1 << 30
+    assert job.info().state is State.ABORTED
+
+
+def test_a_job_that_fails_before_it_writes_is_received_from_in_vain(face: Face, gate: Path) -> None:
+    job = face.start("test-fill", size=-1, gate=str(gate))
+    counts: list[int] = []
+    receiving = threading.Thread(target=lambda: counts.append(job.receive(io.BytesIO())))
+    receiving.start()
+    wait_until(lambda: piping._taken)
+    gate.touch()
+    receiving.join(10)
+    assert counts == [0]
+    assert job.info().state is State.FAILED
+
+
+class Taken(io.BytesIO):
+    """Counts what is written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0
+        self.counts: list[int] = []
+
+    def write(self, piece: Any) -> int:
+        self.size += len(piece)
+        return len(piece)

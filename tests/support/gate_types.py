@@ -85,8 +85,14 @@ class Fill(JobType, tag="test-fill"):
     """Write so many bytes."""
 
     size: int
+    gate: str = ""
     writes_stdout: ClassVar[bool] = True
 
     def run(self, worker: Worker) -> None:
+        while self.gate and not os.path.exists(self.gate):
+            time.sleep(0.002)
+        if self.size < 0:
+            raise JobError("cannot fill: there is no such size")
         with worker.stdout() as stdout:
-            stdout.write(b"f" * self.size)
+            for begin in range(0, self.size, 1 << 20):
+                stdout.write(b"f" * min(1 << 20, self.size - begin))

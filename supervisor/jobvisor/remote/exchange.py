@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
-from jobvisor.errors import JobvisorError, NoSuchJob, Unreachable, WrongState
+from jobvisor.errors import JobvisorError, NoSuchJob, NotPermitted, Unreachable, UsageError, WrongState
 from jobvisor.remote import calls
 from jobvisor.remote.calls import Call
 from jobvisor.remote.conversation import Conversation, Lost, NotUnderstood
@@ -211,14 +211,20 @@ class Exchange:
     async def receive(self, id: int, file: IO[bytes]) -> int:
         """Not asked again: what was told of a job's output is told no second time."""
         total = 0
-        with _never_again("received"):
-            reply = await self.open(calls.receive(id))
-            try:
-                while piece := await reply.read():
-                    await self.transport.write(file, piece)
-                    total += len(piece)
-            finally:
-                self.close(reply)
+        try:
+            with _never_again("received"):
+                reply = await self.open(calls.receive(id))
+                try:
+                    while piece := await reply.read():
+                        await self.transport.write(file, piece)
+                        total += len(piece)
+                finally:
+                    self.close(reply)
+        except (NoSuchJob, NotPermitted, UsageError, WrongState):
+            raise
+        except JobvisorError:  # an answer does not end well when the job does not, of which its state tells more
+            if (await self.perform(calls.info(id), known=total > 0)).state not in (State.FAILED, State.ABORTED):
+                raise
         return total
 
     async def open(self, call: Call[Any], deadline: float | None = None, body: Body | None = None) -> Reply:
