@@ -16,8 +16,8 @@ from jobvisor import __version__
 from jobvisor.api.fanout import Fanout, Stream
 from jobvisor.api.problems import Refused
 from jobvisor.api.sse import Events
-from jobvisor.api.wire import DaemonInfo
 from jobvisor.core import Core
+from jobvisor.info import DaemonInfo
 
 #: Open event streams of one user.
 STREAMS_MAX = 256

@@ -18,7 +18,7 @@ from jobvisor.api.fanout import Stream
 from jobvisor.api.problems import Refused
 from jobvisor.asking import Options
 from jobvisor.errors import NoSuchJob, NotPermitted, UsageError
-from jobvisor.info import JobInfo
+from jobvisor.info import DaemonInfo, JobInfo
 from jobvisor.schedule import Mask
 from jobvisor.states import Goal, State, Verb, goal
 from jobvisor_workers import registry
@@ -127,7 +127,7 @@ def endpoints(context: Context) -> list[Endpoint]:
             reply=wire.Current,
         ),
         Endpoint("GET", "/v1/pids", routes.pids, "The pid pool: job id to worker pid", reply=wire.Pids),
-        Endpoint("GET", "/v1/daemon", routes.daemon, "Who answers", reply=wire.DaemonInfo),
+        Endpoint("GET", "/v1/daemon", routes.daemon, "Who answers", reply=DaemonInfo),
     ]
 
 

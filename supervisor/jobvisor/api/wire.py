@@ -139,19 +139,6 @@ class Pids(Struct):
     pids: dict[str, int]
 
 
-class DaemonInfo(Struct):
-    """Who answers. `jobs`: how many have not ended; `idle_after`: seconds without any until it leaves, null: never."""
-
-    version: str
-    pid: int
-    home: str
-    socket: str
-    uid: int
-    started: float
-    jobs: int
-    idle_after: float | None = None
-
-
 class Problem(Struct, kw_only=True, omit_defaults=True):
     """RFC 9457. `code` is stable, and so are the fields that a code brings with it."""
 
