@@ -1,6 +1,5 @@
 """The daemon as a process: how it begins, who may have it, why it leaves, and what it leaves behind."""
 
-import json
 import os
 import shutil
 import signal
@@ -17,6 +16,7 @@ import pytest
 from jobvisor import Client, HomeUnusable, Supervisor, Unreachable, autostart
 from jobvisor.places import socket_of
 from jobvisor.testing import kill_processes_of, nothing_left, wait_until
+from support.daemons import is_gone, pid_of, run_daemon
 from support.http import Http
 
 STARTER = "import sys; from jobvisor.client import Client; print(Client(home=sys.argv[1]).daemon().pid)"
@@ -38,38 +38,6 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "image"
     path.write_bytes(os.urandom(1 << 16))
     return path
-
-
-def run_daemon(home: Path, **config: object) -> tuple[subprocess.Popen[bytes], bytes]:
-    """A daemon with a configuration of its own, as autostart would start it; and what it said when it was ready."""
-    read, write = os.pipe()
-    log = open(home.parent / "daemon.log", "ab")  # noqa: SIM115 - closed below, the daemon has its own
-    content = json.dumps({"home": str(home), "ready": write, **config})
-    program = "import sys; sys.path[:] = sys.argv[2:]; from jobvisor.daemon import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-c", program, content, *sys.path], pass_fds=[write], stdout=log, stderr=log
-    )
-    log.close()
-    os.close(write)
-    process.wait()
-    with open(read, "rb") as pipe:
-        return process, pipe.read()
-
-
-def pid_of(home: Path) -> int | None:
-    connection = autostart.try_connect(socket_of(str(home)))
-    if connection is None:
-        return None
-    with connection:
-        return autostart.pid_of(connection)
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] in "ZX"
-    except FileNotFoundError:
-        return True
 
 
 # --- beginning ---------------------------------------------------------------------------------------------------
@@ -165,7 +133,7 @@ def test_a_home_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 
 
 def test_it_leaves_after_its_last_job_and_client(home: Path, image: Path) -> None:
-    assert run_daemon(home, idle=0.3)[1] == b"ready"
+    assert run_daemon(home, idle=0.3) == b"ready"
     pid = pid_of(home)
     assert pid
     http = Http(socket_of(str(home)))
