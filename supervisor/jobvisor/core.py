@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import select
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,10 +14,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from jobvisor import entering, once, startup, store, verbs
+from jobvisor import closing, entering, listing, once, startup, store, verbs
 from jobvisor.asking import Options, checked_id, states_of
 from jobvisor.engine import Engine
-from jobvisor.errors import NoSuchJob, NotPermitted, Unreachable, UsageError, WrongState
+from jobvisor.errors import NoSuchJob, NotPermitted, UsageError, WrongState
 from jobvisor.events import LocalStream
 from jobvisor.feed import Feed
 from jobvisor.home import Home
@@ -32,11 +31,8 @@ from jobvisor.stream import Event
 from jobvisor_workers import registry
 from jobvisor_workers.errors import JobError
 from jobvisor_workers.jobtype import JobType
-from jobvisor_workers.protocol import Detach, Named, Requester, Seen
+from jobvisor_workers.protocol import Detach, Requester
 from jobvisor_workers.resources.path import identify
-
-#: An idle zygote ends when its supervisor leaves; so long is waited for that, seconds.
-ZYGOTE_LEAVES = 5.0
 
 #: Adopted workers are asked where they are; the first list is to be true, so their answers are waited for, seconds.
 ADOPTED_ANSWER = 1.0
@@ -144,30 +140,19 @@ class Core:
         all_users: bool = False,
         since: float | None = None,
     ) -> Future[list[JobInfo]]:
-        """Live jobs from memory, ended ones from the journal; newest first. Raises NotPermitted, UsageError.
+        """Newest first. Raises NotPermitted, UsageError.
 
         `since`: epoch seconds; jobs that were not over at that moment.
         """
-        states = states_of(state)
-        path = None if resource is None else absolute(resource, self._requester, "list jobs")
-        owner = self._owner(all_users)
-
-        def wanted(info: JobInfo) -> bool:
-            fits = (not states or info.state in states) and type in (None, info.type)
-            return fits and owner in (None, info.owner_uid) and (path is None or path in info.resources)
-
-        def gather() -> Future[list[JobInfo]]:
-            live = [info for info in (record.info() for record in self._engine.records.values()) if wanted(info)]
-            known = {info.id for info in live}
-            return self._engine.journal.post(lambda db: merge(store.final(db, **query), live, known))
-
-        def merge(final: list[JobInfo], live: list[JobInfo], known: set[int]) -> list[JobInfo]:
-            both = [*live, *(info for info in final if info.id not in known)]
-            return sorted(both, key=lambda info: -info.id)[:limit]
-
-        query: Any = {"states": [str(each) for each in states], "type": type, "resource": path, "limit": limit}
-        query |= {"owner": owner, "since": since}
-        return self._submit(gather)
+        wanted = listing.Wanted(
+            states=states_of(state),
+            type=type,
+            resource=None if resource is None else absolute(resource, self._requester, "list jobs"),
+            owner=self._owner(all_users),
+            since=since,
+            limit=limit,
+        )
+        return self._submit(lambda: listing.jobs(self._engine, wanted))
 
     def wait(self, id: int, until: Goal | None) -> tuple[Future[JobInfo], Waiter]:
         """The future resolves when the job is where it is wanted, or final."""
@@ -226,29 +211,15 @@ class Core:
     def mask(self, resource: str) -> Future[Mask]:
         """Raises UsageError when there can be no such resource, NotPermitted when it is not theirs to open who asks."""
         path = absolute(resource, self._requester, "look at the mask")
-        types = {name: [each.access for each in registry.get(name).resources().values()] for name in registry.names()}
-
-        def look(key: str) -> Mask:
-            held, waiting = self._engine.schedule.users(key)
-            told = [[self._engine.holder(job, self.uid) for job in jobs] for jobs in (held, waiting)]
-            return Mask(path, self._engine.schedule.may_start(key, types), *told)
-
-        def seen(found: dict[str, Seen]) -> Mask:
-            known = found.get(path)
-            if known is None:
-                raise Unreachable(f"cannot look at the mask of {path}: its filesystem does not answer")
-            if known.key is None:
-                raise NotPermitted(known.error) if known.denied else UsageError(known.error)
-            return look(known.key)
-
-        if self._requester is None or self.uid == os.getuid():
-            try:
-                key = identify(path, new=True)
-            except JobError as error:
-                raise UsageError(str(error))
-            return self._submit(lambda: look(key))
-        requester, named = self._requester, [Named(path, "any", new=True)]
-        return self._submit(lambda: self._engine.pump.then(self._engine.errands.look(requester, named), seen))
+        types = listing.declared_accesses()
+        requester, engine = self._requester, self._engine
+        if requester and requester.uid != os.getuid():
+            return self._submit(lambda: listing.mask_for(engine, requester, path, types))
+        try:
+            key = identify(path, new=True)
+        except JobError as error:
+            raise UsageError(str(error))
+        return self._submit(lambda: listing.mask(engine, path, key, self.uid, types))
 
     def events(self, since: int | None, job: int | None, *, all_users: bool = False) -> LocalStream:
         """Of all own jobs, or of one that exists for who asks. Raises NotPermitted."""
@@ -279,7 +250,9 @@ class Core:
             if not self.closed:
                 if abort:
                     self._abort_all()
-                self._close()
+                idle = closing.idle_zygotes(self._engine)
+                self._end()
+                closing.await_ends(idle)
 
     def _abort_all(self) -> None:
         """All at the same time: each may take its grace period."""
@@ -290,47 +263,11 @@ class Core:
             except (WrongState, NoSuchJob):  # it ended by itself meanwhile
                 pass
 
-    def _close(self) -> None:
-        idle = self._idle_zygotes()
-        self._end()
-        for pidfd in idle:
-            leaving = select.poll()  # not select, whose descriptors end at 1023
-            leaving.register(pidfd, select.POLLIN)
-            leaving.poll(ZYGOTE_LEAVES * 1000)
-            os.close(pidfd)
-
-    def _idle_zygotes(self) -> list[int]:
-        """The pidfds of the zygotes that will end with this supervisor."""
-        pool = self._engine.pool
-        deadline = time.monotonic() + ZYGOTE_LEAVES
-        while self._submit(pool.starting).result() and time.monotonic() < deadline:
-            time.sleep(0.005)
-        if self._submit(lambda: pool.busy).result():
-            return []
-        found = []
-        for pid in self.zygotes().result():
-            try:
-                found.append(os.pidfd_open(pid))
-            except ProcessLookupError:
-                pass
-        return found
-
     def _end(self) -> None:
-        self._engine.pump.submit(self._let_go).result()
+        self._engine.pump.submit(lambda: closing.let_go(self._engine)).result()
         self._engine.pump.stop()
         self._engine.journal.close()
         self.home.release()
-
-    def _let_go(self) -> None:
-        engine = self._engine
-        engine.close()
-        engine.hub.close_all()
-        for record in engine.records.values():
-            for waiter in record.waiters:
-                waiter.future.set_exception(Unreachable("this supervisor was closed; the job goes on"))
-            record.waiters.clear()
-        engine.errands.close()
-        engine.pool.close()
 
     def _owner(self, all_users: bool) -> int | None:
         """Whose jobs a list is about; None: everybody's. Raises NotPermitted."""

@@ -162,7 +162,8 @@ def kill_processes_of(home: str | os.PathLike[str]) -> None:
             pidfd = os.pidfd_open(process.pid)
         except ProcessLookupError:
             continue
-        if process in processes_of(home):
+        # The pid alone, which the pidfd now pins: the state may be another one at each look.
+        if process.pid in {each.pid for each in processes_of(home)}:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         os.close(pidfd)
 

@@ -1,0 +1,78 @@
+"""What is seen of many jobs at once: lists, and the mask of a resource. On the pump."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from msgspec import Struct
+
+from jobvisor import store
+from jobvisor.engine import Engine
+from jobvisor.errors import NotPermitted, Unreachable, UsageError
+from jobvisor.info import JobInfo
+from jobvisor.schedule import Mask
+from jobvisor.states import State
+from jobvisor_workers import registry
+from jobvisor_workers.jobtype import Access
+from jobvisor_workers.protocol import Named, Requester, Seen
+
+
+class Wanted(Struct, frozen=True, kw_only=True):
+    """Which jobs a list is about. `owner`: a uid; `since`: epoch seconds at which they were not over."""
+
+    states: Sequence[State] = ()
+    type: str | None = None
+    resource: str | None = None
+    owner: int | None = None
+    since: float | None = None
+    limit: int | None = None
+
+    def covers(self, live: JobInfo) -> bool:
+        fits = (not self.states or live.state in self.states) and self.type in (None, live.type)
+        return fits and self.owner in (None, live.owner_uid) and self.resource in (None, *live.resources)
+
+
+def jobs(engine: Engine, wanted: Wanted) -> Future[list[JobInfo]]:
+    """Live jobs from memory, ended ones from the journal; newest first."""
+    live = [info for info in (record.info() for record in engine.records.values()) if wanted.covers(info)]
+    known = {info.id for info in live}
+    query: dict[str, Any] = {name: getattr(wanted, name) for name in ("type", "resource", "owner", "since", "limit")}
+
+    def merge(final: list[JobInfo]) -> list[JobInfo]:
+        both = [*live, *(info for info in final if info.id not in known)]
+        return sorted(both, key=lambda info: -info.id)[: wanted.limit]
+
+    return engine.journal.post(lambda db: merge(store.final(db, states=[str(each) for each in wanted.states], **query)))
+
+
+def mask(engine: Engine, path: str, key: str, uid: int, types: dict[str, list[Access]]) -> Mask:
+    """As this user may see it; `types`: job type → the accesses that it declares."""
+    held, waiting = ([engine.holder(job, uid) for job in each] for each in engine.schedule.users(key))
+    return Mask(path, engine.schedule.may_start(key, types), held, waiting)
+
+
+def mask_for(engine: Engine, requester: Requester, path: str, types: dict[str, list[Access]]) -> Future[Mask]:
+    """As another user may see it, if that user may open the resource. Raises NotPermitted, UsageError, Unreachable."""
+
+    def told(found: dict[str, Seen]) -> Mask:
+        seen = found.get(path)
+        if seen is None:
+            raise Unreachable(f"cannot look at the mask of {path}: its filesystem does not answer")
+        if seen.key is None:
+            raise NotPermitted(seen.error) if seen.denied else UsageError(seen.error)
+        return mask(engine, path, seen.key, requester.uid, types)
+
+    return engine.pump.then(engine.errands.look(requester, [Named(path, "any", new=True)]), told)
+
+
+def declared_accesses() -> dict[str, list[Access]]:
+    """Of all job types that can be loaded."""
+    found = {}
+    for name in registry.names():
+        try:
+            found[name] = [each.access for each in registry.get(name).resources().values()]
+        except Exception:  # of another package, which is broken: who starts one is told
+            continue
+    return found
