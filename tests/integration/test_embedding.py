@@ -76,9 +76,9 @@ def test_twenty_threads_a_sigchld_handler_a_gigabyte_and_two_supervisors(tmp_pat
         assert not of_the_host & set(result["descriptors"])
         homes = {each for each in result["descriptors"] if each.startswith(str(tmp_path))}
         assert {re.sub(r"/(one|two)/jobs/\d+", "", each.removeprefix(str(tmp_path))) for each in homes} == {
-            "",
-            "/log",
             "/life",
+            "/log",
+            "/result",
         }
         assert result["rss_kib"] < 100 << 10
     assert not any(each in seen["results"][0]["child"] for each in of_the_host)
