@@ -9,13 +9,15 @@ JOBVISOR_KILL_ROUNDS scales the loops.
 import filecmp
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,8 @@ from jobvisor_workers.control import descendants
 
 ROUNDS = int(os.environ.get("JOBVISOR_KILL_ROUNDS", "50"))
 TYPES = ["support.kill_types"]
+#: A user besides root.
+THEM = 65533
 HOST = str(Path(__file__).parent.parent / "support" / "kill_host.py")
 
 pytestmark = pytest.mark.timeout(120 + 6 * ROUNDS)
@@ -37,6 +41,19 @@ def work(tmp_path: Path) -> Path:
     directory.mkdir()
     (directory / "source").write_bytes(os.urandom(300_001))
     return directory
+
+
+@pytest.fixture
+def their_work() -> Iterator[Path]:
+    """The same where another user can work; pytest's directories are closed to others."""
+    if os.geteuid():
+        pytest.skip("only root can act for somebody else")
+    directory = Path(tempfile.mkdtemp(prefix="jobvisor-kill-"))
+    (directory / "source").write_bytes(os.urandom(300_001))
+    for path in (directory, directory / "source"):
+        os.chown(path, THEM, THEM)
+    yield directory
+    shutil.rmtree(directory)
 
 
 @pytest.fixture
@@ -85,15 +102,20 @@ def test_kill_supervisors(tmp_path: Path, work: Path, seed: int) -> None:
     in_many_supervisors(tmp_path / "home", work, seed, victims)
 
 
-def test_kill_everything(tmp_path: Path, work: Path, seed: int) -> None:
-    def victims(host: int, zygotes: list[int], chance: random.Random) -> list[int]:
-        workers = [pid for zygote in zygotes for pid in descendants(zygote)[1:]]
-        some = [*zygotes, *chance.sample(workers, chance.randint(0, len(workers)))]
-        chance.shuffle(some)
-        some.insert(chance.randint(0, len(some)), host)
-        return some
+def everything(host: int, zygotes: list[int], chance: random.Random) -> list[int]:
+    workers = [pid for zygote in zygotes for pid in descendants(zygote)[1:]]
+    some = [*zygotes, *chance.sample(workers, chance.randint(0, len(workers)))]
+    chance.shuffle(some)
+    some.insert(chance.randint(0, len(some)), host)
+    return some
 
-    in_many_supervisors(tmp_path / "home", work, seed, victims)
+
+def test_kill_everything(tmp_path: Path, work: Path, seed: int) -> None:
+    in_many_supervisors(tmp_path / "home", work, seed, everything)
+
+
+def test_kill_everything_of_another_user(tmp_path: Path, their_work: Path, seed: int) -> None:
+    in_many_supervisors(tmp_path / "home", their_work, seed, everything, uid=THEM)
 
 
 def in_one_supervisor(
@@ -120,7 +142,12 @@ def in_one_supervisor(
 
 
 def in_many_supervisors(
-    home: Path, work: Path, seed: int, victims: Callable[[int, list[int], random.Random], list[int]]
+    home: Path,
+    work: Path,
+    seed: int,
+    victims: Callable[[int, list[int], random.Random], list[int]],
+    *,
+    uid: int | None = None,
 ) -> None:
     """Each round runs a host program that recovers the home, starts jobs, and is struck at a random moment."""
     chance = random.Random(seed)
@@ -128,7 +155,8 @@ def in_many_supervisors(
     accepted = work / "accepted"
     for number in range(ROUNDS):
         before = len(lines(accepted))
-        host = subprocess.Popen([sys.executable, HOST, str(home), str(work), str(seed + number)], env=environment)
+        argv = [sys.executable, HOST, str(home), str(work), str(seed + number), *([str(uid)] if uid else [])]
+        host = subprocess.Popen(argv, env=environment)
         enough = before + chance.randint(1, 6)
         wait_until(lambda: len(lines(accepted)) >= enough or host.poll() is not None)  # noqa: B023 - waited for here
         assert host.poll() is None, "the host program ended by itself"
@@ -140,12 +168,12 @@ def in_many_supervisors(
         kill(host.pid)
         host.wait()
     with Supervisor(home, types=TYPES, grace=2.0) as supervisor:
-        for info in supervisor.jobs():
+        for info in supervisor.jobs(all_users=uid is not None):
             if not info.final:
                 finish(supervisor.job(info.id))
         promised = {int(line.split()[0]) for line in lines(accepted)}
-        assert promised <= {info.id for info in supervisor.jobs()}
-        audit(supervisor, home, work)
+        assert promised <= {info.id for info in supervisor.jobs(all_users=uid is not None)}
+        audit(supervisor, home, work, uid)
 
 
 def finish(job: Job) -> None:
@@ -162,10 +190,11 @@ def finish(job: Job) -> None:
     wait_until(over, timeout=60)
 
 
-def audit(supervisor: Supervisor, home: Path, work: Path) -> None:
+def audit(supervisor: Supervisor, home: Path, work: Path, uid: int | None = None) -> None:
     starts = Counter(int(line) for line in lines(work / "marks"))
-    infos = supervisor.jobs()
+    infos = supervisor.jobs(all_users=uid is not None)
     assert infos
+    assert {info.owner_uid for info in infos} == {os.getuid() if uid is None else uid}
     for info in infos:
         assert info.final
         target = Path(info.args["target"])
@@ -173,6 +202,7 @@ def audit(supervisor: Supervisor, home: Path, work: Path) -> None:
         if info.ok:
             assert starts[info.id] == 1
             assert filecmp.cmp(target, work / "source", shallow=False)
+            assert target.stat().st_uid == info.owner_uid
         else:
             assert not target.exists(), f"job {info.id} is {info.state} ({info.cause}), its target is there"
             assert info.cause != "error" or info.args["child"], info.errmsg
