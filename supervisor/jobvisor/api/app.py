@@ -16,8 +16,9 @@ from starlette.routing import Route
 from jobvisor.api import openapi, problems
 from jobvisor.api.call import Answer, Call, Endpoint
 from jobvisor.api.context import Context
+from jobvisor.api.endpoints import endpoints
 from jobvisor.api.problems import Refused
-from jobvisor.api.routes import endpoints, json
+from jobvisor.api.routes import json
 from jobvisor.errors import JobvisorError
 
 
