@@ -8,7 +8,7 @@ from jobvisor.api import pipes, wire
 from jobvisor.api.call import Endpoint
 from jobvisor.api.context import Context
 from jobvisor.api.routes import Routes
-from jobvisor.info import JobInfo
+from jobvisor.info import DaemonInfo, JobInfo
 from jobvisor.schedule import Mask
 from jobvisor.states import Verb
 
