@@ -58,7 +58,7 @@ class Clients:
 
 def requester_of(connection: socket.socket) -> Requester:
     """Who connected. Not their names: a look-up may be slow."""
-    _, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    _, uid, gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     try:
         content = connection.getsockopt(socket.SOL_SOCKET, PEERGROUPS, 1024)
         groups = list(struct.unpack(f"{len(content) // 4}I", content))
