@@ -10,11 +10,9 @@ from concurrent.futures import Future
 from msgspec import Struct
 
 from jobvisor.info import EndedBy, JobInfo, Progress
+from jobvisor.rate import Rate
 from jobvisor.states import NEXT, Cause, State
 from jobvisor_workers.protocol import Report, Request
-
-#: Weight of the newest measurement in the rate shown.
-SMOOTHING = 0.3
 
 
 class Notes(Struct, omit_defaults=True):
@@ -65,8 +63,7 @@ class Record:
         self.concluding = False
         self.waiters: list[Waiter] = []
         self.when_claimed: list[Callable[[], None]] = []
-        self._bps = 0.0
-        self._measured: tuple[float, int] | None = None
+        self.rate = Rate()
 
     @property
     def foreign_uid(self) -> int | None:
@@ -83,35 +80,20 @@ class Record:
         return True
 
     def measure(self, report: Report) -> None:
-        """Take a report, and the rate from it and the one before."""
-        now = time.monotonic()
-        if self._measured is not None:
-            then, processed = self._measured
-            moved = report.processed - processed
-            if now - then > 0.05 and moved >= 0:
-                rate = moved / (now - then)
-                self._bps = rate if not self._bps else self._bps + SMOOTHING * (rate - self._bps)
-                self._measured = (now, report.processed)
-            elif moved < 0:
-                self._measured = (now, report.processed)
-        else:
-            self._measured = (now, report.processed)
+        """Take a report, and the rate from it and those before."""
+        self.rate.add(time.monotonic(), report.processed)
         self.report = report
-
-    def forget_rate(self) -> None:
-        """After a stop: the time stood still."""
-        self._measured = None
 
     def progress(self) -> Progress:
         """The part of `info` that each report changes."""
         report, state = self.report, self.state
         remaining = None if report.total is None else max(0, report.total - report.processed)
         elapsed = ((self.ended or time.time()) - self.started) if self.started else 0.0
-        moving = state is State.RUNNING and self._bps > 0
+        now_bps = self.rate.bps if state is State.RUNNING else 0.0
         if self.ended and elapsed > 0 and report.processed:
             bps: int | None = int(report.processed / elapsed)
         else:
-            bps = int(self._bps) if moving else None
+            bps = int(now_bps) or None
         return Progress(
             id=self.id,
             phase=report.phase,
@@ -120,7 +102,7 @@ class Record:
             data_remaining=remaining,
             disk_bps=bps,
             time_elapsed=max(0, int(elapsed * 1000)),
-            time_remaining=int(remaining * 1000 / self._bps) if moving and remaining is not None else None,
+            time_remaining=int(remaining * 1000 / now_bps) if now_bps and remaining is not None else None,
             abort_effect=None if state.final else report.abort_effect,
         )
 

@@ -48,7 +48,7 @@ class Watcher(Listener):
             return
         record.suspended_by = "outsider" if outsider else "request"
         if record.move(State.SUSPENDED):
-            record.forget_rate()
+            record.rate.pause()
             self._engine.announce(record)
 
     def continued(self, job: int) -> None:
@@ -56,7 +56,7 @@ class Watcher(Listener):
         if record is None or record.state is not State.SUSPENDED:
             return
         record.suspended_by = None
-        record.forget_rate()
+        record.rate.pause()
         record.move(State(record.report.state))
         self._engine.announce(record)
 
