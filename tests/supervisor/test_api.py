@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import pytest
 
 import jobvisor
-from jobvisor import Supervisor
+from jobvisor import Supervisor, UsageError
 from jobvisor.testing import job_type, wait_until
 from jobvisor_workers import WRITE, JobType, Worker, new_volume, volume
 from support.http import Http, receive_all
@@ -485,3 +485,27 @@ def test_when_the_daemon_leaves_streams_end_cleanly_and_waits_are_told(superviso
     waiting.join()
     is_problem(answers[0], 503, "unreachable")
     gate.touch()
+
+
+def test_requests_that_wait_for_files_are_each_users_own_affair(
+    http: Http, gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More starts than a user has turns, on a filesystem that does not answer, delay nothing that looks at no file."""
+    release = threading.Event()
+
+    def hang(*_: Any, **__: Any) -> None:
+        release.wait()
+        raise UsageError("now it answers")
+
+    monkeypatch.setattr("jobvisor.core.build", hang)
+    asking = [threading.Thread(target=lambda: http("POST", "/v1/jobs", {"job": {"type": "gated"}})) for _ in range(40)]
+    for thread in asking:
+        thread.start()
+    try:
+        for _ in range(20):
+            assert http("GET", "/v1/current").status == 200
+        assert len([thread for thread in threading.enumerate() if thread.name == "jobvisor-api-call"]) <= 16
+    finally:
+        release.set()
+        for thread in asking:
+            thread.join()

@@ -28,8 +28,9 @@ def application(context: Context) -> Starlette:
     by_path = itertools.groupby(sorted(table, key=lambda each: each.path), key=lambda each: each.path)
     routes = [_route(context, path, {each.method: each for each in group}) for path, group in by_path]
 
-    async def document(_: Request) -> Response:
-        return json(await context.in_thread(lambda: openapi.document(table)))
+    async def document(request: Request) -> Response:
+        async with context.turn(request.state.requester.uid):
+            return json(await context.in_thread(lambda: openapi.document(table)))
 
     routes.append(Route("/v1/openapi.json", document))
     app = Starlette(routes=routes, exception_handlers={HTTPException: _http_problem})
@@ -42,8 +43,11 @@ def _route(context: Context, path: str, methods: Mapping[str, Endpoint]) -> Rout
         endpoint = methods["GET" if request.method == "HEAD" else request.method]
         try:
             call = Call(request, endpoint, context.core, context.leaving)
-            await call.read_body()
-            return await endpoint.handle(call)
+            if endpoint.body is None and not endpoint.may_block:
+                return await endpoint.handle(call)
+            async with context.turn(call.requester.uid):
+                await call.read_body()
+                return await endpoint.handle(call)
         except JobvisorError as error:
             return problems.of_error(error, request.url.path)
         except Refused as error:

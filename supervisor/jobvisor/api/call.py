@@ -47,6 +47,8 @@ class Endpoint(Struct):
     #: Codes of problems beyond those that anything may answer with.
     problems: tuple[int, ...] = ()
     takes_stream: bool = False
+    #: It may take a thread for long.
+    may_block: bool = False
     takes_key: bool = False
 
 

@@ -6,9 +6,9 @@ import asyncio
 import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -23,8 +23,8 @@ from jobvisor.info import DaemonInfo
 STREAMS_MAX = 256
 #: Standard inputs and outputs of jobs that one user may have open: each has a thread.
 PIPES_MAX = 16
-#: Requests that may look at files at the same time: each waits as long as its filesystem does not answer.
-THREADS = 64
+#: Requests of one user that may have a body in memory, or a thread that looks at files, at the same time.
+TURNS = 16
 T = TypeVar("T")
 
 
@@ -36,19 +36,37 @@ class Context:
         self.leaving = asyncio.Event()
         self._socket, self._idle_after = socket, idle_after
         self._started = time.time()
-        self._threads = ThreadPoolExecutor(THREADS, "jobvisor-api")
-        self._stream_threads = ThreadPoolExecutor(THREADS, "jobvisor-pipe")
         self._cut: set[threading.Event] = set()
         self._fanout = Fanout(core.feed())
+        self._turns: defaultdict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(TURNS))
         self._streams: Counter[int] = Counter()
         self._pipes: Counter[int] = Counter()
 
-    async def in_thread(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+    def turn(self, uid: int) -> asyncio.Semaphore:
+        """To be held by a request of that user which may take memory or a thread."""
+        return self._turns[uid]
 
-    async def in_stream(self, function: Callable[[], T]) -> T:
-        """As `in_thread`, for what takes as long as a client likes."""
-        return await asyncio.get_running_loop().run_in_executor(self._stream_threads, function)
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        """Await what may block for as long as a filesystem, or a client, likes.
+
+        Each has a thread of its own, which does not keep the process from ending, as those of a pool would.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def run() -> None:
+            outcome: Future[T] = Future()
+            try:
+                outcome.set_result(function())
+            except BaseException as error:
+                outcome.set_exception(error)
+            try:
+                loop.call_soon_threadsafe(_copy, outcome, future)
+            except RuntimeError:  # the loop was closed: nobody waits any more
+                pass
+
+        threading.Thread(target=run, name="jobvisor-api-call", daemon=True).start()
+        return await future
 
     @contextmanager
     def streaming(self, uid: int) -> Iterator[threading.Event]:
@@ -91,10 +109,18 @@ class Context:
 
     def close(self) -> None:
         self._fanout.close_all()
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._stream_threads.shutdown(wait=False, cancel_futures=True)
 
     def _enter(self, uid: int, most: int, counted: Counter[int], what: str) -> None:
         if counted[uid] >= most:
             raise Refused(429, "too-many-streams", f"you have {most} open {what}; close some")
         counted[uid] += 1
+
+
+def _copy(outcome: Future[T], future: asyncio.Future[T]) -> None:
+    if future.done():  # who waited for it was cancelled
+        return
+    error = outcome.exception()
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(outcome.result())

@@ -26,7 +26,7 @@ async def put_input(context: Context, call: Call) -> Response:
     """All of the body is written to the job. One that is cut off fails the job: a part never looks like the whole."""
     with context.streaming(call.core.uid) as leave:
         file = cast("IO[bytes]", _Body(call.request.stream(), leave))
-        await context.in_stream(lambda: piping.send(call.core, call.id, file, leave))
+        await context.in_thread(lambda: piping.send(call.core, call.id, file, leave))
     return Response(status_code=204)
 
 
@@ -44,7 +44,7 @@ async def _answered(context: Context, call: Call) -> AsyncIterator[bytes]:
 
         async def read() -> None:
             try:
-                await context.in_stream(lambda: piping.receive(call.core, call.id, file, leave))
+                await context.in_thread(lambda: piping.receive(call.core, call.id, file, leave))
             finally:
                 await queue.put(b"")
 
