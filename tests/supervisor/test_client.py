@@ -208,6 +208,14 @@ def test_a_daemon_that_does_not_come_back(client_of: Asking, path: Path, impatie
             job.suspend()
 
 
+def test_a_daemon_that_dies_of_each_request(client_of: Asking, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "LOST_MAX", 3)
+    with fake_daemon(path, b"", b"", b"", answer({"jobs": []})) as daemon, client_of(path) as client:
+        with pytest.raises(Unreachable, match="was lost 3 times in the midst of this request: the daemon hung up"):
+            client.jobs()
+        assert len(daemon.asked) == 3
+
+
 def test_a_daemon_that_comes_back_later(client_of: Asking, path: Path) -> None:
     def leave(connection: socket.socket) -> None:
         os.unlink(path)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: So long may a daemon be away that is restarted or replaced, seconds; and the pauses between two looks.
 AWAY_MAX, PAUSE, PAUSE_MAX = 10.0, 0.01, 0.25
-#: A connection that lived so long belongs to no outage before it.
-LIVED = 1.0
+#: A request that so often was not answered may be what ends the daemon; one that was served so long, seconds, is not.
+LOST_MAX, LIVED = 30, 5.0
 #: A wait is asked in pieces of this many seconds, and its answer may come so much later.
 POLL, SLACK = 50.0, 3.0
 #: Where a verb brings a job: one that was asked again and is refused in this state has been done.
@@ -95,29 +95,42 @@ class Reply:
 
 
 class Outage:
-    """A daemon is away; how long that is bearable."""
+    """A daemon is away, or is lost again and again; how much of that is bearable."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         #: True when an answer was lost, so that the daemon is given time to come back.
         self.begun = False
-        self._alive = 0.0
+        self._seen = 0.0
+        self._losses = 0
         self._pause = PAUSE
 
     def alive(self) -> None:
-        """It is there, or was until now."""
-        self._alive, self._pause = time.monotonic(), PAUSE
+        """It does what it is asked."""
+        self._losses, self._pause = 0, PAUSE
 
-    async def survive(self, why: Exception, lived: float = 0.0, deadline: float | None = None) -> None:
-        """Pause before the next try. Raises Unreachable, or TimeoutError at the deadline."""
-        if not self.begun or lived > LIVED:
-            self.begun = True
+    async def lost(self, why: Lost, lived: float = 0.0, deadline: float | None = None) -> None:
+        """Pause, after a connection of `lived` seconds. Raises Unreachable, or TimeoutError at the deadline."""
+        if lived > LIVED:
             self.alive()
+        self.begun = True
+        self._seen = time.monotonic()
+        self._losses += 1
+        if self._losses >= LOST_MAX:
+            raise Unreachable(f"the daemon was lost {LOST_MAX} times in the midst of this request: {why}")
+        await self._rest(deadline)
+
+    async def absent(self, why: Unreachable, deadline: float | None = None) -> None:
+        """Pause, since nobody could be connected to. Raises Unreachable, or TimeoutError at the deadline."""
         now = time.monotonic()
-        if deadline is not None and now >= deadline:
-            raise TimeoutError
-        if now >= self._alive + AWAY_MAX:
+        self._seen = self._seen or now
+        if now >= self._seen + AWAY_MAX:
             raise Unreachable(f"the daemon went away and did not come back within {AWAY_MAX:g} s: {why}")
+        await self._rest(deadline)
+
+    async def _rest(self, deadline: float | None) -> None:
+        if deadline is not None and time.monotonic() >= deadline:
+            raise TimeoutError
         await self._transport.sleep(self._pause)
         self._pause = min(2 * self._pause, PAUSE_MAX)
 
@@ -145,11 +158,11 @@ class Exchange:
                 return await self._perform(call, deadline)
             except Lost as error:
                 self.check_open()
-                await outage.survive(error, time.monotonic() - began, deadline)
+                await outage.lost(error, time.monotonic() - began, deadline)
             except Absent as error:
                 if not outage.begun and not known:
                     raise error.why from None
-                await outage.survive(error.why, deadline=deadline)
+                await outage.absent(error.why, deadline)
             except NoSuchJob:
                 if not outage.begun or call.verb is not Verb.FORGET:
                     raise

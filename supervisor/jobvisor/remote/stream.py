@@ -95,11 +95,11 @@ class RemoteStream(EventStream):
             except Lost as error:
                 if self._closed or self._exchange.closed:
                     return
-                await outage.survive(error)
+                await outage.lost(error)
             except Absent as error:
                 if not outage.begun:
                     raise error.why from None
-                await outage.survive(error.why)
+                await outage.absent(error.why)
 
     async def _read(self, outage: Outage) -> None:
         """One connection's worth. Raises Lost, Absent, JobvisorError."""
