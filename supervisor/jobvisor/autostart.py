@@ -22,6 +22,8 @@ from jobvisor.places import check_owner, socket_of
 
 #: Seconds that a daemon may take to adopt the jobs of the one before, and one to leave.
 READY_TIME, LEAVE_TIME = 60.0, 15.0
+#: The daemon's process is called that (15 bytes at most).
+COMM = "jobvisor-daemon"
 #: Seconds without job and client after which a daemon that was started here leaves.
 IDLE = 30.0
 #: The file descriptor on which the daemon says that it is ready, or why not.
@@ -59,9 +61,13 @@ def connect(home: str, path: str | None = None) -> socket.socket:
         os.close(lock)
 
 
-def try_connect(path: str) -> socket.socket | None:
-    """None when nobody listens there. Raises NotPermitted, Unreachable."""
+def try_connect(path: str, timeout: float | None = None) -> socket.socket | None:
+    """None when nobody listens there. `timeout`: of this and what is done with the socket, seconds.
+
+    Raises NotPermitted, Unreachable.
+    """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(timeout)
     directory = -1
     try:
         if len(os.fsencode(path)) > 107:  # as much as an address holds
@@ -82,10 +88,10 @@ def try_connect(path: str) -> socket.socket | None:
             os.close(directory)
 
 
-def stop(path: str) -> int | None:
+def stop(path: str, only: int | None = None) -> int | None:
     """End the daemon that listens at a path; its jobs go on. The pid it had, None when there was none.
 
-    Raises NotPermitted, Unreachable.
+    `only`: if it has this pid; another one is left alone. Raises NotPermitted, Unreachable.
     """
     connection = try_connect(path)
     if connection is None:
@@ -97,6 +103,10 @@ def stop(path: str) -> int | None:
     except ProcessLookupError:
         return pid
     try:
+        if only is not None and pid != only:
+            return pid
+        if not _is_daemon(pid):
+            raise NotPermitted(f"pid {pid}, which serves {path}, is a program with a supervisor of its own, no daemon")
         signal.pidfd_send_signal(daemon, signal.SIGTERM)
         if not _readable(daemon, LEAVE_TIME):
             raise Unreachable(f"daemon {pid} does not leave; see its log, or end it with kill -9 {pid}: its jobs go on")
@@ -105,6 +115,14 @@ def stop(path: str) -> int | None:
     finally:
         os.close(daemon)
     return pid
+
+
+def _is_daemon(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/comm") as file:
+            return file.read().strip() == COMM
+    except FileNotFoundError:  # it has ended
+        return True
 
 
 def pid_of(connection: socket.socket) -> int:

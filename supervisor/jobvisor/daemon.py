@@ -18,6 +18,7 @@ from collections.abc import Callable
 import msgspec
 
 from jobvisor.api.server import Serving
+from jobvisor.autostart import COMM
 from jobvisor.errors import JobvisorError
 from jobvisor.inhibitor import Inhibitor
 from jobvisor.supervisor import Supervisor
@@ -27,7 +28,6 @@ from jobvisor_workers.signals import forget_hosts
 LOOK = 5.0
 #: One for each job's progress and each client, and some.
 DESCRIPTORS = 65536
-COMM = "jobvisor-daemon"
 
 
 class Config(msgspec.Struct, forbid_unknown_fields=True):
@@ -118,7 +118,7 @@ def _take_descriptors() -> None:
 
 
 def _name_process() -> None:
-    """So that ps shows what it is (15 bytes at most)."""
+    """So that ps shows what it is."""
     with open("/proc/self/comm", "w") as file:
         file.write(COMM)
 
