@@ -41,6 +41,7 @@ class Pace(JobType, tag="pace"):
     maybe: Annotated[bool | None, Meta(description="a flag that need not be given")] = None
     fails: Annotated[str | None, Meta(description="fail with these words")] = None
     warns: Annotated[str | None, Meta(description="warn with these words")] = None
+    says: Annotated[str | None, Meta(description="write what is in this file to the log, and remove it")] = None
     effect: Annotated[str | None, Meta(description="what an abort would leave")] = None
     retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
 
@@ -59,6 +60,8 @@ class Pace(JobType, tag="pace"):
                 done += self.chunk
             else:
                 worker.advance(0)
+            if self.says:
+                _say(self.says)
             if self.ticks:
                 with open(self.ticks, "ab") as file:
                     file.write(b".")
@@ -97,6 +100,16 @@ class Crash(JobType, tag="crash"):
         os._exit(7)
 
 
+def _say(path: str) -> None:
+    try:
+        content = Path(path).read_text()
+    except FileNotFoundError:
+        return
+    if content:
+        print(content, end="", flush=True)
+        os.unlink(path)
+
+
 def _wait_for(path: str, worker: Worker | None = None) -> None:
     while not os.path.exists(path):
         time.sleep(STEP)
@@ -113,4 +126,6 @@ def plugin(directory: Path) -> str:
     points["broken"] = "scratch_types_that_are_not_there:Broken"
     lines = "".join(f"{name} = {where}\n" for name, where in points.items())
     (metadata / "entry_points.txt").write_text(f"[jobvisor.jobtypes]\n{lines}")
-    return os.pathsep.join([str(directory), os.path.dirname(__file__)])
+    # Not the directory that it lies in: another module there is called like one of Python's.
+    os.symlink(__file__, directory / "scratch_types.py")
+    return str(directory)
