@@ -5,29 +5,32 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
-from jobvisor.errors import JobvisorError, UsageError, WrongState
+from jobvisor.errors import NoSuchJob, UsageError, WrongState
 from jobvisor.info import JobInfo
 from jobvisor.job import Job
-from jobvisor.private import PrivateSupervisor
-from jobvisor.states import Cause, State
-from jobvisor_cli import display, render, streams
+from jobvisor.states import State
+from jobvisor_cli import display, exits, reach, render, streams
+from jobvisor_cli.asked import Asked
 from jobvisor_cli.display import Display
+from jobvisor_cli.page import info_page
 from jobvisor_cli.signals import Inbox, die_of
+from jobvisor_cli.verbs import HELD
 from jobvisor_workers.jobtype import JobType
+
+if TYPE_CHECKING:
+    from jobvisor.client import Client
+    from jobvisor.private import PrivateSupervisor
 
 #: Seconds in which a second ^C is the first one again: timeout(1) and others signal the command and then its group.
 SAME_REQUEST = 0.03
 #: Progress in JSON: at most two objects per second.
 JSON_PERIOD = 0.5
-#: Bytes read of a crashed worker's log.
-LOG_TAIL = 16384
 
-EXIT_CODES = {State.COMPLETED: 0, State.FAILED: 1, State.ABORTED: 3}
-EXIT_BUSY = 6
+T = TypeVar("T")
 
 
 class Detached(Exception):
@@ -45,7 +48,7 @@ def attach(
     json: bool = False,
     info: bool = False,
     progress: str = "auto",
-    no_daemon: bool = False,  # noqa: ARG001 - there is no other way yet
+    no_daemon: bool = False,
     **options: Any,
 ) -> int:
     """Run a job to its end and say what there is to say; returns the exit code, or dies of the signal that ended it.
@@ -58,48 +61,66 @@ def attach(
     inbox = Inbox()
     late = None
     try:
-        with closing(PrivateSupervisor()) as supervisor:
-            attached = Attached(supervisor, supervisor.start(job, **options), inbox, shown, events)
+        with closing(_private() if no_daemon else reach.client()) as owner:
+            attached = Attached(owner, inbox, shown, events, tied=no_daemon)
             try:
+                attached.start(lambda: owner.start(job, **options))
                 final = attached.follow()
             except Detached as left:
                 die_of(left.signal)
             shown.hide()
-            log = _tail(final.log)
+            log = attached.job.log().decode(errors="replace") if final.cause or info else ""
     finally:
         late = inbox.release()
     if final.ok or attached.fatal:
         early = ", before it could be aborted" if final.ok and attached.fatal else ""
         shown.say(render.ending(what, final, attached.abort_effect) + early)
     else:
-        there_is_more = "; add --info to see it" if log and not info and "log" in (final.errmsg or "") else ""
-        streams.complain(render.failure(what, final) + there_is_more)
+        look = "add --info to see it" if no_daemon else f"jobvisor log {final.id} shows it"
+        there_is_more = f"; {look}" if log and not info and "its log" in (final.errmsg or "") else ""
+        streams.complain(exits.why(final, what) + there_is_more)
     if events:
         events.put({"event": "ended", "job": final.to_dict()})
         events.finish()
     streams.result("" if events else render.digest_line(final, str(typed.get("volume", ""))))
-    streams.result(render.info_page(final, log) if info else "")
+    streams.result(info_page(final, log, kept=not no_daemon) if info else "")
     number = attached.fatal or late
     if number is not None:
         die_of(number)
-    return EXIT_BUSY if final.cause is Cause.BUSY else EXIT_CODES[final.state]
+    return exits.code(final)
 
 
 class Attached:
     """The loop between the job's events and the command's signals."""
 
+    job: Job
+
     def __init__(
-        self, supervisor: PrivateSupervisor, job: Job, inbox: Inbox, shown: Display, events: streams.Events | None
+        self,
+        owner: Client | PrivateSupervisor,
+        inbox: Inbox,
+        shown: Display,
+        events: streams.Events | None,
+        *,
+        tied: bool,
     ) -> None:
+        """`tied`: the job dies with this command, unless it is detached."""
         self.fatal: int | None = None
         self.abort_effect: str | None = None
-        self._supervisor, self._job, self._inbox, self._shown, self._events = supervisor, job, inbox, shown, events
+        self._owner, self._inbox, self._shown, self._events = owner, inbox, shown, events
+        self._tied = tied
+        self._fatal_at: float | None = None
+        self._unread: list[int] = []
         self._stopping = False
         self._hung_up = False
         self._json_due = 0.0
-        self._stream = supervisor.events(since=0, job=job.id)
-        self._stream.on_news = inbox.nudge
-        self._info = job.info()
+
+    def start(self, start: Callable[[], Job]) -> None:
+        """Begin with the job that `start` gives. Raises JobvisorError, Detached."""
+        self.job = self._ask(start)
+        self._stream = self._owner.events(since=0, job=self.job.id)
+        self._stream.on_news = self._inbox.nudge
+        self._info = self._ask(self.job.info)
 
     def follow(self) -> JobInfo:
         """The job's final info. Raises Detached."""
@@ -111,13 +132,37 @@ class Attached:
                 self._stopping = False
                 self._stop()
             elif self._hung_up and not self._stopping:
-                self._supervisor.detach()
-                raise Detached(signal.SIGHUP)
+                self._detach(signal.SIGHUP)
             else:
                 self._obey(self._wait())
                 self._shown.tick()
 
+    def _ask(self, question: Callable[[], T]) -> T:
+        """An answer, which may have to come from a daemon that hangs: two ^C do not wait for it. Raises Detached."""
+        asked = Asked(question, self._inbox.nudge)
+        first = self._fatal_at
+        while not asked.answered:
+            numbers = self._inbox.wait(None)
+            self._unread += numbers
+            if signal.SIGINT in numbers and first is None:
+                first = time.monotonic()
+            elif signal.SIGINT in numbers and first is not None and time.monotonic() - first > SAME_REQUEST:
+                self._shown.hide()
+                known = hasattr(self, "job")
+                what = f"job {self.job.id} may go on" if known else "the job may have been started, see jobvisor list"
+                streams.note(f"detached: the daemon does not answer; {what}")
+                self._detach(signal.SIGINT)
+        return asked.answer()
+
+    def _detach(self, number: int) -> NoReturn:
+        if self._tied:
+            cast("PrivateSupervisor", self._owner).detach()
+        raise Detached(number)
+
     def _wait(self) -> list[int]:
+        unread, self._unread = self._unread, []
+        if unread:
+            return unread
         if self._events is None or not self._events.waiting:
             return self._inbox.wait(self._shown.period)
         numbers = self._inbox.wait(self._shown.period, writing=self._events.fileno())
@@ -150,36 +195,40 @@ class Attached:
                     self._suspend()
 
     def _abort(self, number: int) -> None:
-        self.fatal, self._stopping = number, False
+        self.fatal, self._fatal_at, self._stopping = number, time.monotonic(), False
         try:
-            self._job.abort(wait=False)
+            self._ask(lambda: self.job.abort(wait=False))
         except WrongState:  # it ended by itself just now; its end is told as it was
             return
         time.sleep(SAME_REQUEST)
-        self._hung_up = self._hung_up or signal.SIGHUP in self._inbox.wait(0)
+        self._hung_up = self._hung_up or signal.SIGHUP in [*self._unread, *self._inbox.wait(0)]
+        self._unread.clear()
 
     def _leave(self) -> None:
         """A second ^C: the job is being aborted, but not as fast as the user wants the terminal back."""
         self._take_events()
         if self._info.final:
             return
-        self._supervisor.detach()
         self._shown.hide()
-        pid = f" (pid {self._info.pid})" if self._info.pid else ""
-        at_once = f"; kill -9 {self._info.pid} ends it at once" if self._info.pid else ""
-        streams.note(f"detached: job {self._job.id}{pid} is still being aborted{at_once}")
+        number, pid = self.job.id, self._info.pid
+        if not self._tied:
+            at_once = f"; jobvisor abort --force {number} ends it at once"
+        else:
+            at_once = f"; kill -9 {pid} ends it at once" if pid else ""
+        who = f" (pid {pid})" if pid else ""
+        streams.note(f"detached: job {number}{who} is still being aborted{at_once}")
         if self._events is not None:
             self._events.put({"event": "detached", "job": self._info.to_dict()})
-        raise Detached(signal.SIGINT)
+        self._detach(signal.SIGINT)
 
     def _suspend(self) -> None:
         try:
-            self._info = self._job.suspend(wait=False)
+            self._info = self._ask(lambda: self.job.suspend(wait=False))
         except UsageError as error:  # a stop would do harm
             self._shown.say(f"{error}; it goes on")
             return
         except WrongState:  # it is suspended already, or about to end
-            self._info = self._job.info()
+            self._info = self._ask(self.job.info)
         self._stopping = True
 
     def _stop(self) -> None:
@@ -187,31 +236,28 @@ class Attached:
         if not self._hung_up:
             self._shown.stopping()
             self._inbox.stop_self()
-        numbers = [number for number in self._inbox.wait(0) if number != signal.SIGTSTP]
+        numbers = [number for number in [*self._unread, *self._inbox.wait(0)] if number != signal.SIGTSTP]
+        self._unread.clear()
         if not {signal.SIGINT, signal.SIGTERM} & set(numbers):
             try:
-                self._job.resume()
-            except JobvisorError:  # it was resumed or ended by somebody else meanwhile
+                self._ask(lambda: self.job.resume(wait=False))
+            except (WrongState, NoSuchJob):  # it was resumed or ended by somebody else meanwhile
                 pass
         self._obey(numbers)
 
 
+def _private() -> PrivateSupervisor:
+    from jobvisor.private import PrivateSupervisor
+
+    return PrivateSupervisor()
+
+
 def _at_rest(info: JobInfo) -> bool:
     """Suspended, or held before it had a worker."""
-    return info.state is State.SUSPENDED or (info.state is State.QUEUED and info.reason == "held")
+    return info.state is State.SUSPENDED or (info.state is State.QUEUED and info.reason == HELD)
 
 
 def _label(job: JobType, typed: Mapping[str, Any]) -> str:
     """What fits beside a bar: "clone vm1.qcow2"."""
     names = [str(typed[field]) for field in job.resources() if typed.get(field)]
     return " ".join([job.name(), *(os.path.basename(name) or name for name in names[-1:])])
-
-
-def _tail(path: str) -> str:
-    """The end of a worker's log, which goes away with the private home."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""

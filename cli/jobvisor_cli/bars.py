@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -14,10 +14,10 @@ from rich.text import Text
 
 from jobvisor.info import JobInfo
 from jobvisor.states import State
-from jobvisor_cli.display import Lines
-from jobvisor_cli.render import share
+from jobvisor_cli.display import Lines, Many
 from jobvisor_cli.sizes import show_clock, show_size
 from jobvisor_cli.streams import printable
+from jobvisor_cli.table import label, share
 
 #: Seconds between two drawings: fast enough to look alive, slow enough for a serial line.
 PERIOD = 0.1
@@ -33,15 +33,50 @@ class ModestConsole(Console):
         return False
 
 
+class Screen:
+    """Lines at the bottom of the terminal that are drawn over and over, while the command is in the foreground."""
+
+    def __init__(self) -> None:
+        self._live: Live | None = None
+
+    def draw(self, content: RenderableType) -> None:
+        if not in_foreground():  # the line is the shell's now; a new one is begun after fg
+            self._live = None
+            return
+        try:
+            if self._live is None:
+                self._live = Live(
+                    content,
+                    console=ModestConsole(file=sys.stderr, highlight=False, markup=False),
+                    auto_refresh=False,
+                    transient=True,
+                    redirect_stdout=False,
+                    redirect_stderr=False,
+                )
+                self._live.start()
+            self._live.update(content, refresh=True)
+        except OSError:  # the terminal is gone; a SIGHUP says what follows from that
+            self._live = None
+
+    def clear(self) -> None:
+        """Leave the lines to others; the next `draw` begins anew."""
+        if self._live and in_foreground():
+            try:
+                self._live.stop()
+            except OSError:
+                pass
+        self._live = None
+
+
 class Bar(Lines):
-    """One line that is drawn over and over; warnings stay above it."""
+    """The bar of one job; warnings stay above it."""
 
     period: float | None = 0.5
 
     def __init__(self, what: str, label: str) -> None:
         super().__init__(what, progress=False)
         self._label = label
-        self._live: Live | None = None
+        self._screen = Screen()
         self._info: JobInfo | None = None
         self._drawn = 0.0
 
@@ -49,10 +84,12 @@ class Bar(Lines):
         changed = self._info is None or (self._info.state, self._info.phase) != (info.state, info.phase)
         self._info = info
         if changed or time.monotonic() - self._drawn >= PERIOD:
-            self._draw()
+            self.tick()
 
     def tick(self) -> None:
-        self._draw()
+        if self._info is not None and not self._info.final:
+            self._drawn = time.monotonic()
+            self._screen.draw(Line(self._label, self._info))
 
     def say(self, text: str) -> None:
         self.hide()
@@ -62,34 +99,42 @@ class Bar(Lines):
         self.say("suspended; fg or bg lets it go on")
 
     def hide(self) -> None:
-        if self._live and in_foreground():
-            try:
-                self._live.stop()
-            except OSError:
-                pass
-        self._live = None
+        self._screen.clear()
 
-    def _draw(self) -> None:
-        if self._info is None or self._info.final:
-            return
-        if not in_foreground():  # the line is the shell's now; a new one is begun after fg
-            self._live = None
-            return
-        self._drawn = time.monotonic()
-        try:
-            if self._live is None:
-                self._live = Live(
-                    Line(self._label, self._info),
-                    console=ModestConsole(file=sys.stderr, highlight=False, markup=False),
-                    auto_refresh=False,
-                    transient=True,
-                    redirect_stdout=False,
-                    redirect_stderr=False,
-                )
-                self._live.start()
-            self._live.update(Line(self._label, self._info), refresh=True)
-        except OSError:  # the terminal is gone; a SIGHUP says what follows from that
-            self._live = None
+
+class Bars(Many):
+    """The bars of several jobs, in the order of their ids; what is said of them stays above."""
+
+    period: float | None = 0.5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._screen = Screen()
+        self._infos: dict[int, JobInfo] = {}
+        self._drawn = 0.0
+
+    def show(self, info: JobInfo) -> None:
+        before = self._infos.get(info.id)
+        self._infos[info.id] = info
+        self.warn(info)
+        if before is None or before.state is not info.state or time.monotonic() - self._drawn >= PERIOD:
+            self.tick()
+
+    def tick(self) -> None:
+        live = sorted((info for info in self._infos.values() if not info.final), key=lambda info: info.id)
+        if live:
+            self._drawn = time.monotonic()
+            room = max(1, os.get_terminal_size(2).lines - 1)
+            shown = live if len(live) <= room else live[: room - 1]
+            more = [Text(f"and {len(live) - len(shown)} more")] if len(shown) < len(live) else []
+            self._screen.draw(Group(*(Line(f"{info.id} {label(info)}", info) for info in shown), *more))
+
+    def say(self, text: str) -> None:
+        self.hide()
+        super().say(text)
+
+    def hide(self) -> None:
+        self._screen.clear()
 
 
 class Line:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jobvisor.states import State
 from jobvisor_cli import render, streams
+from jobvisor_cli.table import named, share
 
 if TYPE_CHECKING:
     from jobvisor.info import JobInfo
@@ -46,8 +48,9 @@ class Display:
 class Lines(Display):
     """One line per change of state."""
 
-    def __init__(self, what: str, *, progress: bool) -> None:
+    def __init__(self, what: str, *, progress: bool, say: Callable[[str], None] = streams.note) -> None:
         """`what`: the subject of each line; `progress`: also say from time to time how far it is."""
+        self._note = say
         self._what, self._progress = what, progress
         self._said: tuple[State, str | None] | None = None
         self._warned: set[str] = set()
@@ -56,6 +59,10 @@ class Lines(Display):
     def show(self, info: JobInfo) -> None:
         if not info.final:
             self.draw(info)
+        self.show_warnings(info)
+
+    def show_warnings(self, info: JobInfo) -> None:
+        """Each once."""
         for text in info.warnings:
             if text not in self._warned:
                 self._warned.add(text)
@@ -71,10 +78,10 @@ class Lines(Display):
             self._say_progress(info)
 
     def say(self, text: str) -> None:
-        streams.note(text)
+        self._note(text)
 
     def _say_progress(self, info: JobInfo) -> None:
-        passed, percent = time.monotonic() - self._line_at, render.share(info)
+        passed, percent = time.monotonic() - self._line_at, share(info)
         if percent is None:
             due = passed >= LINE_SECONDS_UNBOUNDED
         else:
@@ -82,6 +89,50 @@ class Lines(Display):
         if due:
             self._line_at, self._line_percent = time.monotonic(), percent or 0.0
             self.say(render.progress_line(self._what, info))
+
+
+class Many:
+    """Several jobs: one line per change of state, or nothing at all."""
+
+    #: How often `tick` wants to be called, seconds; None: never.
+    period: float | None = None
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._lines: dict[int, Lines] = {}
+
+    def show(self, info: JobInfo) -> None:
+        """There is news of a job."""
+        if not self._quiet:
+            self._of(info).show(info)
+
+    def warn(self, info: JobInfo) -> None:
+        """Its warnings, each once."""
+        self._of(info).show_warnings(info)
+
+    def say(self, text: str) -> None:
+        """A line above what is drawn."""
+        streams.note(text)
+
+    def tick(self) -> None:
+        """Time went by."""
+
+    def hide(self) -> None:
+        """Leave the terminal to others; the next `show` shows again."""
+
+    def _of(self, info: JobInfo) -> Lines:
+        if info.id not in self._lines:
+            self._lines[info.id] = Lines(named(info), progress=False, say=self.say)
+        return self._lines[info.id]
+
+
+def choose_many(*, quiet: bool) -> Many:
+    """Bars on a terminal, else lines."""
+    if is_terminal() and not quiet:
+        from jobvisor_cli.bars import Bars
+
+        return Bars()
+    return Many(quiet=quiet)
 
 
 def choose(what: str, *, label: str, progress: str, quiet: bool, json: bool) -> Display:

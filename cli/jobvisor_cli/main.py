@@ -24,7 +24,7 @@ def _run() -> int:
     from jobvisor.errors import JobvisorError
     from jobvisor_cli import streams
     from jobvisor_cli.root import cli
-    from jobvisor_cli.wording import sentence
+    from jobvisor_cli.wording import explained, sentence
 
     try:
         code = int(cli.main(prog_name="jobvisor", standalone_mode=False) or 0)
@@ -33,7 +33,7 @@ def _run() -> int:
         streams.complain(sentence(error))
         return error.exit_code
     except JobvisorError as error:
-        streams.complain(str(error))
+        streams.complain(explained(error))
         return error.exit_code
     except streams.CannotWrite as error:
         streams.complain(str(error))

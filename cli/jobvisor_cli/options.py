@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from jobvisor_cli import sizes
+from jobvisor_cli.command import RATE, SIZE, TIME, Positional, VolumePath
 from jobvisor_workers.jobtype import Argument
-
-
-class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions
-    """A value in a notation of `sizes`."""
-
-    def __init__(self, name: str, parse: Callable[[str], float]) -> None:
-        self.name, self._parse = name, parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            return self._parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class VolumePath(click.ParamType):  # type: ignore[type-arg]
-    """A path as it was typed; the shell completes it, and only the worker looks what is there."""
-
-    name = "path"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(incomplete, type="file")]
-
-
-#: Width of the left column of a help page; "--reflink / --no-reflink" fits.
-COLUMN = 24
-
-SIZE = Parsed("size", sizes.parse_size)
-RATE = Parsed("rate", sizes.parse_rate)
-TIME = Parsed("time", sizes.parse_time)
 
 
 def of_type(arguments: Iterable[Argument]) -> list[click.Parameter]:
@@ -47,29 +17,10 @@ def of_type(arguments: Iterable[Argument]) -> list[click.Parameter]:
     return [_positional(field) if field.required else _option(field) for field in arguments]
 
 
-def common(taken: Iterable[click.Parameter]) -> list[click.Parameter]:
-    """The options of every type; a name that the type itself has for a field is the type's."""
+def common(taken: Iterable[click.Parameter], more: Iterable[click.Option]) -> list[click.Parameter]:
+    """The options of every type, and `more`; a name that the type itself has for a field is the type's."""
     names = {parameter.name for parameter in taken}
-    return [option for option in _common() if option.name not in names]
-
-
-def described(parameters: Iterable[click.Parameter], ctx: click.Context) -> list[tuple[str, str]]:
-    """Two columns for a help page."""
-    rows = []
-    for parameter in parameters:
-        if isinstance(parameter, click.Argument):
-            rows.append((parameter.make_metavar(ctx), getattr(parameter, "description", "")))
-        elif isinstance(parameter, click.Option):
-            rows += [row for row in (parameter.get_help_record(ctx),) if row]
-    return rows
-
-
-class Positional(click.Argument):
-    """Click's arguments have no help text of their own."""
-
-    def __init__(self, name: str, description: str, **options: Any) -> None:
-        super().__init__([name], **options)
-        self.description = description
+    return [option for option in [*_common(), *more] if option.name not in names]
 
 
 def _positional(field: Argument) -> Positional:
@@ -112,6 +63,12 @@ def _common() -> list[click.Option]:
         click.Option(["--nice"], type=click.IntRange(-20, 19), metavar="N", help="priority of the worker, -20 to 19"),
         click.Option(["--ionice"], type=click.Choice(["idle", "best-effort"]), help="disk priority of the worker"),
         click.Option(["--dry-run"], is_flag=True, help="do all checks and nothing else"),
+    ]
+
+
+def of_run() -> list[click.Option]:
+    """What `run` has besides."""
+    return [
         click.Option(["--json"], is_flag=True, help="events on stdout, one JSON object per line"),
         click.Option(["--info"], is_flag=True, help="at the end print all that is known of the job"),
         click.Option(["-q", "--quiet"], is_flag=True, help="say nothing but errors and results"),
@@ -122,7 +79,13 @@ def _common() -> list[click.Option]:
             help="a bar on a terminal, else only changes of state; always: also lines of progress, never: no bar  "
             "[default: auto]",
         ),
-        click.Option(
-            ["--no-daemon"], is_flag=True, help="run the job in this command's own process, as it is always done yet"
-        ),
+        click.Option(["--no-daemon"], is_flag=True, help="the job is this command's own: it stops and dies with it"),
+    ]
+
+
+def of_start() -> list[click.Option]:
+    """What `start` has besides."""
+    return [
+        click.Option(["--json"], is_flag=True, help="the job as a JSON object instead of its id"),
+        click.Option(["--no-wait"], is_flag=True, help="do not wait for the job's checks"),
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from importlib import import_module
 from typing import NoReturn
@@ -11,21 +10,46 @@ import click
 from click.shell_completion import CompletionItem
 
 from jobvisor import __version__
+from jobvisor_cli import reach
 from jobvisor_cli.wording import unknown
 
-#: name → (module and object, one line of help), so that help and completion import no command.
-COMMANDS = {
-    "run": ("jobvisor_cli.commands.run:run", "Start a job and stay attached to it until it ends."),
-    "types": ("jobvisor_cli.commands.types:types", "Show the job types, or all about one of them."),
+#: Section → command → one line of help, so that help and completion import no command.
+SECTIONS = {
+    "Start jobs": {
+        "run": "Start a job and stay attached to it until it ends.",
+        "start": "Start a job in the background and print its id.",
+    },
+    "Look at jobs": {
+        "list": "List jobs, the newest first.",
+        "info": "Show all about a job.",
+        "watch": "Show bars of jobs until they end.",
+        "wait": "Wait until jobs end, or get into a state.",
+        "log": "Print what a job's programs wrote.",
+        "mask": "Show what may start on a volume now, and who has it.",
+    },
+    "Control jobs": {
+        "suspend": "Stop jobs where they are.",
+        "resume": "Let suspended jobs go on.",
+        "abort": "End jobs; they clean up.",
+        "complete": "Tell jobs that are ready to finish.",
+        "retry": "Start failed or aborted jobs again, as new ones.",
+        "forget": "Remove all that is known of ended jobs.",
+        "current": "Show or choose the job that commands without an id are about.",
+    },
+    "About jobvisor": {
+        "types": "Show the job types, or all about one of them.",
+        "daemon": "Run the daemon in the foreground, or see to the one that runs.",
+        "completion": "Print what makes a shell complete jobvisor's words.",
+    },
 }
+COMMANDS = {name: line for section in SECTIONS.values() for name, line in section.items()}
 
 EXAMPLES = """\
 Examples:
   jobvisor run clone base.qcow2 vm1.qcow2
-  jobvisor run checksum --algorithm sha512 /dev/vg0/web1
-
-For completion of words in bash:
-  eval "$(_JOBVISOR_COMPLETE=bash_source jobvisor)"
+  jobvisor start wipe /dev/vg0/old
+  jobvisor list
+  jobvisor suspend 12
 """
 
 
@@ -65,18 +89,36 @@ class LazyGroup(click.Group):
 
 
 class Root(LazyGroup):
+    """`jobvisor` itself."""
+
     def lines(self) -> Mapping[str, str]:
-        return {name: text for name, (_, text) in COMMANDS.items()}
+        return COMMANDS
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, _, name = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(import_module(module), name)
+        command: click.Command = import_module(f"jobvisor_cli.commands.{cmd_name}").command
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, lines in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:<10}", line) for name, line in lines.items()])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write("\n" + EXAMPLES)
+
+
+class Directory(click.ParamType):  # type: ignore[type-arg]
+    """Completed by the shell; what is wrong with it the daemon says."""
+
+    name = "directory"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="dir")]
 
 
 def _show_help(ctx: click.Context) -> NoReturn:
@@ -85,19 +127,24 @@ def _show_help(ctx: click.Context) -> NoReturn:
     ctx.exit(2)
 
 
-def _set_home(_ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
-    if value is not None:
-        os.environ["JOBVISOR_HOME"] = os.path.abspath(value)
-
-
-@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, message="jobvisor %(version)s", help="Show the version.")
-@click.option(
-    "--home", metavar="DIR", expose_value=False, callback=_set_home, help="Keep everything there.  [env: JOBVISOR_HOME]"
+@click.group(
+    cls=Root,
+    subcommand_metavar="COMMAND ARGUMENTS…",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-def cli() -> None:
+@click.version_option(__version__, message="jobvisor %(version)s", help="Show the version.")
+@click.option("--user", is_flag=True, help="Ask your own daemon (for everybody but root the default).")
+@click.option("--system", is_flag=True, help="Ask the system's daemon (for root the default).")
+@click.option("--home", metavar="DIR", type=Directory(), help="Ask the daemon that keeps everything there.")
+@click.option(
+    "--socket", metavar="PATH", type=click.Path(), help="Ask the daemon that listens there, and never start one."
+)
+def cli(user: bool, system: bool, home: str | None, socket: str | None) -> None:
     """Job control for storage: long operations on disk images and block devices as jobs.
 
-    A job shows its progress, stops and goes on (^Z, fg), ends cleanly when it is aborted (^C), and leaves nothing
-    half-made behind, whatever is killed.
+    A job shows its progress, stops and goes on, ends cleanly when it is aborted, and leaves nothing half-made behind,
+    whatever is killed. The first command starts a daemon in the background; it leaves when it has no more to do.
+
+    JOBVISOR_HOME and JOBVISOR_SOCKET in the environment are like --home and --socket.
     """
+    reach.choose(user=user, system=system, home=home, socket=socket)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 _LETTERS = "KMGTPE"
 #: As virsh reads them: K and KiB are 1024 bytes, KB is 1000; small letters do as well.
-_FACTORS = {"": 1, "b": 1} | {
+_FACTORS: dict[str, int] = {"": 1, "b": 1} | {
     unit.lower(): base**power
     for power, letter in enumerate(_LETTERS, 1)
     for unit, base in ((letter, 1024), (f"{letter}iB", 1024), (f"{letter}B", 1000))
@@ -25,12 +24,13 @@ def parse_size(text: str) -> int:
     factor = _FACTORS.get(match[2].lower()) if match else None
     if match is None or factor is None:
         raise ValueError(f"{text!r} is no size; write it like 10G or 512MiB")
-    size = Fraction(match[1]) * factor
-    if size.denominator != 1:
+    whole, _, decimals = match[1].partition(".")
+    size, rest = divmod(int(whole + decimals) * factor, int("1" + "0" * len(decimals)))
+    if rest:
         raise ValueError(f"{text} is no whole number of bytes")
     if size > _MOST:
         raise ValueError(f"{text} is too large")
-    return int(size)
+    return size
 
 
 def parse_rate(text: str) -> int:
@@ -49,13 +49,21 @@ def parse_rate(text: str) -> int:
 
 def parse_time(text: str) -> float:
     """Seconds of "90", "90s", "10m", "2h", "1h30m" or "1d". Raises ValueError."""
+    seconds = parse_span(text)
+    if seconds == 0:
+        raise ValueError("it is to be more than 0 seconds; leave it out for no limit")
+    return seconds
+
+
+def parse_span(text: str) -> float:
+    """The same with 0: at once, or from now on. Raises ValueError."""
     bare = text.strip()
     match = _TIME.fullmatch(bare)
     if not bare or match is None:
-        raise ValueError(f"{text!r} is no time; write it like 90s, 10m or 2h")
+        raise ValueError(f"{text!r} is no time; write it like 90s, 10m, 2h or 7d")
     seconds = sum(float(part) * unit for part, unit in zip(match.groups(), _SECONDS, strict=True) if part)
-    if not 0 < seconds < 1e9:
-        raise ValueError("it is to be more than 0 seconds; leave it out for no limit")
+    if not seconds < 1e9:
+        raise ValueError(f"{text} is too long")
     return seconds
 
 
@@ -95,3 +103,11 @@ def show_clock(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes}:{rest:02}"
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def show_age(seconds: float) -> str:
+    """For a column, of jobs that may be old: 0:58, 23:59:59, 1d 4h, 120d."""
+    if seconds < 86400:
+        return show_clock(max(seconds, 0))
+    days, rest = divmod(int(seconds), 86400)
+    return f"{days}d {rest // 3600}h" if days < 10 else f"{days}d"

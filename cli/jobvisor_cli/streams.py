@@ -52,6 +52,24 @@ def result(text: str) -> None:
         raise CannotWrite(error)
 
 
+def raw(content: bytes) -> None:
+    """Bytes on stdout as they are. Raises CannotWrite."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        raise CannotWrite(error)
+
+
+def json_line(content: dict[str, Any]) -> None:
+    """One object on a line of its own. Raises CannotWrite."""
+    import msgspec
+
+    result(msgspec.json.encode(content).decode() + "\n")
+
+
 def flush() -> None:
     """Before leaving, while an error can still be told. Raises CannotWrite."""
     result("")

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 import click
+
+from jobvisor.errors import JobvisorError, NoSuchJob
+
+
+def explained(error: JobvisorError) -> str:
+    """The library's error, with what only the command line can add."""
+    if isinstance(error, NoSuchJob):
+        return f"{error}; jobvisor list --all shows those that there are"
+    return str(error)
 
 
 def sentence(error: click.ClickException) -> str:
@@ -15,12 +23,14 @@ def sentence(error: click.ClickException) -> str:
             text = f"no such option: {error.option_name}"
             if error.possibilities:
                 text += suggestion(error.possibilities)
+            elif error.option_name[1:].isdecimal():
+                text = f"{error.option_name} is no job id, which is a number above 0"
             elif not error.option_name.startswith("--"):
                 text += " (a file whose name begins with - is given as ./-NAME)"
         case click.MissingParameter(param=click.Argument() as argument):
             text = f"missing argument {argument.make_metavar(error.ctx) if error.ctx else argument.name}"
         case click.BadParameter(param=click.Argument() as argument):
-            text = f"{argument.name.upper() if argument.name else 'argument'}: {_plain(error.message)}"
+            text = f"{(argument.metavar or argument.name or 'argument').strip('[]….').upper()}: {_plain(error.message)}"
         case click.BadParameter(param=click.Parameter() as option):
             text = f"{max(option.opts, key=len)}: {_plain(error.message)}"
         case _:
@@ -32,6 +42,8 @@ def sentence(error: click.ClickException) -> str:
 
 def unknown(what: str, name: str, known: Iterable[str], ctx: click.Context) -> click.UsageError:
     """A name that nothing is called by."""
+    import difflib
+
     known = sorted(known)
     close = difflib.get_close_matches(name, known, 3)
     return click.UsageError(

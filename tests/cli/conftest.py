@@ -11,14 +11,14 @@ from support.command import Cli
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Iterator[Cli]:
+def cli(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cli]:
     """Afterwards no process and no private home is left; what a failed test leaves is killed."""
-    cli = Cli(tmp_path)
+    cli = Cli(tmp_path, daemon=getattr(request, "param", "daemon") == "daemon")
     try:
         yield cli
         cli.nothing_left()
     finally:
-        for pid in cli.processes():
+        for pid in cli.everything():
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:

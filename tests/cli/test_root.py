@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from jobvisor_cli import main
+from jobvisor_cli.root import COMMANDS, SECTIONS
 from support.command import PROGRAM, Cli
 
 #: Runs the program and then tells what it has imported.
@@ -49,9 +50,10 @@ def test_help_shows_examples_and_every_command_with_a_line(cli: Cli) -> None:
     done = cli.run("--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "jobvisor run clone base.qcow2 vm1.qcow2" in done.stdout
-    assert "jobvisor run checksum" in done.stdout
-    assert "  run    Start a job" in done.stdout
-    assert "  types  Show the job types" in done.stdout
+    for section, lines in SECTIONS.items():
+        assert f"\n{section}:\n" in done.stdout
+        for name, line in lines.items():
+            assert f"\n  {name:<10}  {line}\n" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
@@ -137,8 +139,9 @@ def test_a_type_that_cannot_be_loaded_is_one_line(cli: Cli) -> None:
     )
 
 
-def test_a_home_that_cannot_be_used_is_one_line(cli: Cli) -> None:
-    done = cli.run("--home", cli.path("img"), "run", "pace", "img")
+@pytest.mark.parametrize("more", [[], ["--no-daemon"]])
+def test_a_home_that_cannot_be_used_is_one_line(cli: Cli, more: list[str]) -> None:
+    done = cli.run("--home", cli.path("img"), "run", "pace", "img", *more)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"error: cannot use {cli.path('img')}")
     assert done.stderr.count("\n") == 1
@@ -149,7 +152,9 @@ def test_the_top_costs_click_and_nothing_else(cli: Cli, argv: list[str]) -> None
     modules = imported(cli, *argv)
     assert outside(modules) == {"click"}
     assert not modules & HEAVY
-    assert not {name for name in modules if name.startswith("jobvisor.") and name != "jobvisor.errors"}
+    assert not {
+        name for name in modules if name.startswith("jobvisor.") and name not in ("jobvisor.errors", "jobvisor.places")
+    }
     assert "jobvisor_workers" not in modules
 
 
@@ -178,7 +183,8 @@ def complete(cli: Cli, words: str) -> list[str]:
 
 
 def test_completion(cli: Cli) -> None:
-    assert complete(cli, "jobvisor ") == ["plain,run", "plain,types"]
+    assert complete(cli, "jobvisor s") == ["plain,start", "plain,suspend"]
+    assert len(complete(cli, "jobvisor ")) == len(COMMANDS)
     assert complete(cli, "jobvisor run c") == ["plain,checksum", "plain,clone", "plain,crash"]
     assert "plain,--reflink" in complete(cli, "jobvisor run clone --re")
     assert complete(cli, "jobvisor run clone im") == ["file,im"]

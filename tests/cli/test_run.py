@@ -17,35 +17,40 @@ import pytest
 
 from jobvisor.info import JobInfo
 from jobvisor.states import Cause, State
-from jobvisor_cli import render
-from support.command import Cli
+from jobvisor_cli import page, render
+from support.command import Cli, both_ways, without_daemon
 from support.lock_scenes import wait_until
 
 
+@both_ways
 def test_a_completed_job_says_so_on_stderr_alone(cli: Cli) -> None:
-    done = cli.run("run", "pace", "img", "--no-daemon")
+    done = cli.run("run", "pace", "img")
     assert (done.returncode, done.stdout) == (0, "")
     first, last = done.stderr.splitlines()
     assert first == "pace of img: running"
     assert last.startswith("pace of img completed in ")
 
 
+@both_ways
 def test_quiet_says_nothing(cli: Cli) -> None:
     done = cli.run("run", "pace", "img", "-q", "--warns", "mind the gap")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@both_ways
 def test_a_warning_is_told_once_and_control_characters_do_nothing(cli: Cli) -> None:
     done = cli.run("run", "pace", "img", "--warns", "mind\nthe \x1b[31mgap")
     assert done.stderr.splitlines()[1:-1] == ["warning: mind\\nthe \\x1b[31mgap"]
 
 
+@both_ways
 def test_a_failed_job_is_one_line_and_exit_1(cli: Cli) -> None:
     done = cli.run("run", "pace", "img", "-q", "--fails", "cannot go on: the key is lost")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: cannot go on: the key is lost\n"
 
 
+@both_ways
 def test_a_missing_file_is_a_failed_job(cli: Cli) -> None:
     done = cli.run("run", "pace", "nix", "-q")
     assert (done.returncode, done.stdout) == (1, "")
@@ -63,6 +68,7 @@ def a_script_that_has(cli: Cli) -> Iterator[Callable[[], None]]:
         yield script.stdin.close
 
 
+@both_ways
 def test_a_volume_in_use_is_exit_6_and_names_the_holder(cli: Cli) -> None:
     with a_script_that_has(cli):
         done = cli.run("run", "pace", "img", "-q", "--on-conflict", "fail")
@@ -71,6 +77,7 @@ def test_a_volume_in_use_is_exit_6_and_names_the_holder(cli: Cli) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@both_ways
 def test_waiting_is_told_with_the_holder(cli: Cli) -> None:
     with a_script_that_has(cli) as release, cli.start("run", "pace", "img") as command:
         assert command.stderr is not None
@@ -82,12 +89,14 @@ def test_waiting_is_told_with_the_holder(cli: Cli) -> None:
     assert command.returncode == 0
 
 
+@both_ways
 def test_a_time_limit_is_a_failure(cli: Cli) -> None:
     done = cli.run("run", "pace", "img", "-q", "--until", cli.path("never"), "--time-limit", "0.2s")
     assert done.returncode == 1
     assert "time limit" in done.stderr
 
 
+@both_ways
 def test_an_outsiders_term_to_the_worker_is_exit_3(cli: Cli) -> None:
     with cli.start("run", "pace", "img", "--until", cli.path("never"), "--ticks", cli.path("ticks")) as command:
         cli.working()
@@ -97,12 +106,13 @@ def test_an_outsiders_term_to_the_worker_is_exit_3(cli: Cli) -> None:
     assert f"error: pace of img was aborted: SIGTERM from pid {os.getpid()}" in err
 
 
+@both_ways
 def test_arguments_become_what_was_declared(cli: Cli) -> None:
-    page = cli.run(
+    shown = cli.run(
         "run", "pace", "img", "--info", "--chunk", "1.5K", "--total", "10G", "--key", "7", "--color", "green",
         "--deep-look", "--no-maybe", "--target", "./-new", "--bandwidth", "50MiB", "--nice", "5", "--ionice", "idle",
     ).stdout  # fmt: skip
-    rows = dict(line.split(":", 1) for line in page.splitlines())
+    rows = dict(line.split(":", 1) for line in shown.splitlines())
     rows = {label: text.strip() for label, text in rows.items()}
     assert (rows["Chunk"], rows["Total"], rows["Key"], rows["Color"]) == ("1536", str(10 << 30), "7", "green")
     assert (rows["Deep look"], rows["Maybe"]) == ("yes", "no")
@@ -110,6 +120,7 @@ def test_arguments_become_what_was_declared(cli: Cli) -> None:
     assert os.path.exists(cli.path("-new"))
 
 
+@both_ways
 @pytest.mark.parametrize("name", ["--json", "with  blanks", "ümläut…", "new\nline", "a:%41"])
 def test_files_with_odd_names(cli: Cli, name: str) -> None:
     os.rename(cli.path("img"), cli.path(name))
@@ -117,6 +128,7 @@ def test_files_with_odd_names(cli: Cli, name: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@both_ways
 def test_a_name_that_is_no_utf_8_is_refused_in_one_line(cli: Cli) -> None:
     done = cli.run("run", "pace", os.fsdecode(b"\xff.img"))
     assert (done.returncode, done.stdout) == (2, "")
@@ -124,11 +136,12 @@ def test_a_name_that_is_no_utf_8_is_refused_in_one_line(cli: Cli) -> None:
 
 
 def test_a_type_may_have_a_field_with_the_name_of_a_common_option(cli: Cli) -> None:
-    page = cli.run("run", "crash", "--help").stdout
-    assert page.count("--nice") == 1
-    assert "a field with the name of a common option" in page
+    shown = cli.run("run", "crash", "--help").stdout
+    assert shown.count("--nice") == 1
+    assert "a field with the name of a common option" in shown
 
 
+@both_ways
 def test_info_in_the_layout_of_virsh(cli: Cli) -> None:
     lines = cli.run("run", "pace", "img", "--info", "--total", "3M").stdout.splitlines()
     assert lines[0] == "Job type:         Completed"
@@ -139,19 +152,24 @@ def test_info_in_the_layout_of_virsh(cli: Cli) -> None:
     assert not any(line.startswith("Try:") for line in lines)
 
 
+@both_ways
 def test_info_of_a_failure_ends_with_what_to_try(cli: Cli) -> None:
     done = cli.run("run", "pace", "img", "--info", "--fails", "no space left")
     lines = done.stdout.splitlines()
+    again = "jobvisor retry 1" if cli.daemon else "run it again"
     assert lines[0] == "Job type:         Failed"
     assert "Cause:            no-space" in lines
     assert "Error:            no space left" in lines
-    assert lines[-1] == "Try:              " + render.ADVICE[Cause.NO_SPACE]
+    assert lines[-1] == "Try:              " + page.ADVICE[Cause.NO_SPACE].format(again=again)
 
 
+@both_ways
 def test_a_crash_says_where_its_log_is_and_info_shows_it(cli: Cli) -> None:
     done = cli.run("run", "crash", "-q")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: the worker left with status 7 and no word; see its log; add --info to see it\n"
+    assert done.stderr == "error: the worker left with status 7 and no word; see its log" + (
+        "; jobvisor log 1 shows it\n" if cli.daemon else "; add --info to see it\n"
+    )
     done = cli.run("run", "crash", "-q", "--info", "--nice", "raise")
     assert done.stderr.startswith("error: RuntimeError: out of cheese")
     assert "Traceback" not in done.stderr
@@ -160,9 +178,10 @@ def test_a_crash_says_where_its_log_is_and_info_shows_it(cli: Cli) -> None:
 
 
 def test_every_cause_has_advice() -> None:
-    assert set(render.ADVICE) == set(Cause)
+    assert set(page.ADVICE) == set(Cause)
 
 
+@both_ways
 def test_dry_run_does_nothing_and_says_so(cli: Cli) -> None:
     done = cli.run("run", "pace", "img", "--dry-run", "--target", "new")
     assert done.returncode == 0
@@ -170,6 +189,7 @@ def test_dry_run_does_nothing_and_says_so(cli: Cli) -> None:
     assert not os.path.exists(cli.path("new"))
 
 
+@both_ways
 def test_progress_always_off_a_terminal_is_lines(cli: Cli) -> None:
     with cli.start("run", "pace", "img", "--until", cli.path("end"), "--progress", "always") as command:
         assert command.stderr is not None
@@ -185,6 +205,7 @@ def test_progress_always_off_a_terminal_is_lines(cli: Cli) -> None:
 # -- results
 
 
+@both_ways
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
 def test_a_digest_is_printed_as_its_tool_prints_it(cli: Cli, algorithm: str) -> None:
     name = "an image"
@@ -209,6 +230,7 @@ def test_a_digest_line_of_an_odd_name_is_escaped_as_sha256sum_does(tmp_path: Pat
     assert render.digest_line(info, str(name)) == expected
 
 
+@both_ways
 def test_a_clone_prints_nothing_on_stdout(cli: Cli) -> None:
     done = cli.run("run", "clone", "img", "./new")
     assert (done.returncode, done.stdout) == (0, "")
@@ -216,25 +238,28 @@ def test_a_clone_prints_nothing_on_stdout(cli: Cli) -> None:
     assert Path(cli.path("new")).read_bytes() == Path(cli.path("img")).read_bytes()
 
 
+@both_ways
 def test_a_result_that_nobody_takes_ends_by_sigpipe(cli: Cli) -> None:
-    script = "jobvisor run checksum -q img | true; echo ${PIPESTATUS[0]}"
+    script = f"jobvisor run checksum{cli.flag} -q img | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", script], env=cli.env, cwd=cli.directory, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("141\n", "")
 
 
+@both_ways
 def test_a_result_that_cannot_be_written_is_an_error(cli: Cli) -> None:
-    script = "jobvisor run checksum -q img >/dev/full"
+    script = f"jobvisor run checksum{cli.flag} -q img >/dev/full"
     done = subprocess.run(["bash", "-c", script], env=cli.env, cwd=cli.directory, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == "error: cannot write to standard output: No space left on device\n"
 
 
+@both_ways
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_descriptors_are_no_danger(cli: Cli, closed: str) -> None:
     """A journal opened as descriptor 2 would get whatever anybody writes to stderr."""
     options = f"--info --until {cli.path('end')} --ticks {cli.path('ticks')} {closed}"
     with subprocess.Popen(
-        ["bash", "-c", f"exec jobvisor run pace img {options}"],
+        ["bash", "-c", f"exec jobvisor run pace{cli.flag} img {options}"],
         env=cli.env, cwd=cli.directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as command:  # fmt: skip
         cli.working()
@@ -249,6 +274,7 @@ def test_closed_descriptors_are_no_danger(cli: Cli, closed: str) -> None:
 # -- JSON
 
 
+@both_ways
 def test_json_is_events_and_ends_with_the_job(cli: Cli) -> None:
     with cli.start("run", "pace", "img", "--json", "--until", cli.path("end")) as command:
         assert command.stdout is not None
@@ -273,6 +299,7 @@ def test_json_is_events_and_ends_with_the_job(cli: Cli) -> None:
     assert min(gaps) > 0.3, "progress at most about twice a second"
 
 
+@both_ways
 def test_json_of_a_failure_has_the_cause_and_stderr_the_line(cli: Cli) -> None:
     done = cli.run("run", "pace", "img", "--json", "--fails", "no space left")
     last = json.loads(done.stdout.splitlines()[-1])
@@ -280,13 +307,16 @@ def test_json_of_a_failure_has_the_cause_and_stderr_the_line(cli: Cli) -> None:
     assert (last["event"], last["job"]["cause"], last["job"]["errmsg"]) == ("ended", "no-space", "no space left")
 
 
+@both_ways
 def test_json_without_a_job_is_nothing_on_stdout(cli: Cli) -> None:
     done = cli.run("run", "pace", "img", "--json", "--bandwidth", "50")
     assert (done.returncode, done.stdout) == (2, "")
 
 
+@both_ways
 def test_a_reader_of_events_that_leaves_does_not_end_the_job(cli: Cli) -> None:
-    script = f"jobvisor run pace img --json --until {cli.path('end')} --target new | head -n1; echo ${{PIPESTATUS[0]}}"
+    command = f"jobvisor run pace{cli.flag} img --json --until {cli.path('end')} --target new"
+    script = f"{command} | head -n1; echo ${{PIPESTATUS[0]}}"
     with subprocess.Popen(
         ["bash", "-c", script],
         env=cli.env,
@@ -303,6 +333,7 @@ def test_a_reader_of_events_that_leaves_does_not_end_the_job(cli: Cli) -> None:
     assert os.path.exists(cli.path("new"))
 
 
+@both_ways
 def test_a_reader_of_events_that_is_slow_does_not_delay_a_signal(cli: Cli) -> None:
     """The pipe is full, nobody reads: the abort goes through all the same."""
     read, write = os.pipe()
@@ -312,7 +343,7 @@ def test_a_reader_of_events_that_is_slow_does_not_delay_a_signal(cli: Cli) -> No
     os.write(write, b"x" * capacity)
     os.set_blocking(write, True)
     with subprocess.Popen(
-        [cli.program, "run", "pace", "img", "--json", "--until", cli.path("never"), "--ticks", cli.path("ticks")],
+        cli.argv("run", "pace", "img", "--json", "--until", cli.path("never"), "--ticks", cli.path("ticks")),
         env=cli.env, cwd=cli.directory, stdin=subprocess.DEVNULL, stdout=write, stderr=subprocess.PIPE,
     ) as command:  # fmt: skip
         os.close(write)
@@ -327,6 +358,7 @@ def test_a_reader_of_events_that_is_slow_does_not_delay_a_signal(cli: Cli) -> No
     assert (events[-1]["event"], events[-1]["job"]["state"]) == ("ended", "aborted")
 
 
+@without_daemon
 def test_nothing_of_a_job_is_left_and_the_home_is_private(cli: Cli) -> None:
     with cli.start("run", "pace", "img", "--until", cli.path("end"), "--ticks", cli.path("ticks")) as command:
         cli.working()
@@ -338,8 +370,9 @@ def test_nothing_of_a_job_is_left_and_the_home_is_private(cli: Cli) -> None:
     assert not cli.processes()
 
 
+@without_daemon
 def test_home_option(cli: Cli, tmp_path: Path) -> None:
-    done = cli.run("--home", "../elsewhere", "run", "pace", "img", "-q")
+    done = cli.run("--home", "../elsewhere", "run", "pace", "img", "-q", "--no-daemon")
     assert done.returncode == 0
     assert (tmp_path / "elsewhere" / "private").is_dir()
     assert not cli.home.exists()

@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from jobvisor_cli.attached import SAME_REQUEST
 from jobvisor_cli.signals import Inbox
-from support.command import Cli
+from support.command import Cli, both_ways, with_daemon, without_daemon
 from support.lock_scenes import wait_until
 
 INT, TERM, HUP, TSTP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP
@@ -37,6 +39,7 @@ def alone(cli: Cli) -> None:
     assert not cli.homes()
 
 
+@both_ways
 @pytest.mark.parametrize("number", [INT, TERM])
 def test_aborts_waits_until_it_is_true_and_dies_of_the_signal(cli: Cli, number: signal.Signals) -> None:
     with started(cli) as command:
@@ -49,6 +52,7 @@ def test_aborts_waits_until_it_is_true_and_dies_of_the_signal(cli: Cli, number: 
     assert not os.path.exists(cli.path("new"))
 
 
+@both_ways
 def test_an_abort_tells_what_it_left(cli: Cli) -> None:
     with started(cli, "--effect", "a third is overwritten") as command:
         command.send_signal(INT)
@@ -56,6 +60,7 @@ def test_an_abort_tells_what_it_left(cli: Cli) -> None:
     assert err.endswith(": a third is overwritten\n")
 
 
+@both_ways
 def test_json_of_an_abort_ends_with_the_job(cli: Cli) -> None:
     with started(cli, "--json") as command:
         command.send_signal(INT)
@@ -65,6 +70,7 @@ def test_json_of_an_abort_ends_with_the_job(cli: Cli) -> None:
     assert (command.returncode, err) == (-INT, "")
 
 
+@both_ways
 def test_a_second_interrupt_detaches_and_names_job_and_process(cli: Cli) -> None:
     gate = cli.path("gate")
     with started(cli, "--linger", gate) as command:
@@ -76,13 +82,15 @@ def test_a_second_interrupt_detaches_and_names_job_and_process(cli: Cli) -> None
         command.send_signal(INT)
         _, err = command.communicate(timeout=30)
     assert command.returncode == -INT
-    assert err == f"detached: job 1 (pid {worker}) is still being aborted; kill -9 {worker} ends it at once\n"
+    how = "jobvisor abort --force 1" if cli.daemon else f"kill -9 {worker}"
+    assert err == f"detached: job 1 (pid {worker}) is still being aborted; {how} ends it at once\n"
     assert worker in cli.processes(), "it is cleaning up"
     Path(gate).touch()
     cli.nothing_left()
     assert not os.path.exists(cli.path("new"))
 
 
+@both_ways
 @pytest.mark.parametrize("number", [INT, TERM])
 def test_one_request_that_comes_twice_does_not_detach(cli: Cli, number: signal.Signals) -> None:
     """timeout(1) signals its child and then the child's group."""
@@ -97,6 +105,7 @@ def test_one_request_that_comes_twice_does_not_detach(cli: Cli, number: signal.S
     assert command.returncode == -number
 
 
+@both_ways
 def test_a_second_term_goes_on_waiting(cli: Cli) -> None:
     with started(cli, "--linger", cli.path("gate")) as command:
         assert command.stderr is not None
@@ -111,6 +120,7 @@ def test_a_second_term_goes_on_waiting(cli: Cli) -> None:
     assert "detached" not in err
 
 
+@both_ways
 def test_hangup_lets_the_job_go_on_to_its_end(cli: Cli) -> None:
     with started(cli) as command:
         command.send_signal(HUP)
@@ -122,6 +132,7 @@ def test_hangup_lets_the_job_go_on_to_its_end(cli: Cli) -> None:
     assert os.path.exists(cli.path("new"))
 
 
+@both_ways
 def test_hangup_of_a_stopped_command_resumes_the_job(cli: Cli) -> None:
     """A shell that leaves sends HUP and CONT to what it had stopped; nobody else would ever resume the job."""
     with started(cli) as command:
@@ -137,9 +148,10 @@ def test_hangup_of_a_stopped_command_resumes_the_job(cli: Cli) -> None:
     assert os.path.exists(cli.path("new"))
 
 
+@both_ways
 def test_nohup_is_respected(cli: Cli) -> None:
     with subprocess.Popen(
-        ["nohup", cli.program, "run", "pace", "img", "--until", cli.path("end"), "--ticks", cli.path("ticks")],
+        ["nohup", *cli.argv("run", "pace", "img", "--until", cli.path("end"), "--ticks", cli.path("ticks"))],
         env=cli.env, cwd=cli.directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as command:  # fmt: skip
         cli.working()
@@ -150,8 +162,11 @@ def test_nohup_is_respected(cli: Cli) -> None:
     assert command.returncode == 0
 
 
+@both_ways
 @pytest.mark.parametrize("way", [TSTP, signal.SIGSTOP])
 def test_a_stop_stops_the_job_and_a_continue_continues_it(cli: Cli, way: signal.Signals) -> None:
+    if way is signal.SIGSTOP and cli.daemon:
+        pytest.skip("only a job of the command's own can follow what no program can catch")
     with started(cli) as command:
         worker = cli.worker()
         command.send_signal(way)
@@ -168,6 +183,7 @@ def test_a_stop_stops_the_job_and_a_continue_continues_it(cli: Cli, way: signal.
     assert os.path.exists(cli.path("new"))
 
 
+@both_ways
 def test_term_of_a_stopped_command_aborts_when_it_is_continued(cli: Cli) -> None:
     with started(cli) as command:
         command.send_signal(TSTP)
@@ -181,10 +197,11 @@ def test_term_of_a_stopped_command_aborts_when_it_is_continued(cli: Cli) -> None
     assert states == ["running", "suspended", "aborting"], "it was not resumed for that"
 
 
+@both_ways
 def test_a_stop_without_job_control_is_passed_over(cli: Cli) -> None:
     """The leader of a session has nobody to continue it: the kernel drops the stop, and the job is resumed at once."""
     with subprocess.Popen(
-        [cli.program, "run", "pace", "img", "--until", cli.path("end"), "--ticks", cli.path("ticks")],
+        cli.argv("run", "pace", "img", "--until", cli.path("end"), "--ticks", cli.path("ticks")),
         env=cli.env, cwd=cli.directory, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     ) as command:  # fmt: skip
@@ -199,6 +216,7 @@ def test_a_stop_without_job_control_is_passed_over(cli: Cli) -> None:
     assert command.returncode == 0
 
 
+@both_ways
 def test_a_type_that_must_not_be_stopped_is_not(cli: Cli) -> None:
     with cli.start("run", "rigid", "img", "--until", cli.path("end")) as command:
         assert command.stderr is not None
@@ -211,6 +229,7 @@ def test_a_type_that_must_not_be_stopped_is_not(cli: Cli) -> None:
     assert command.returncode == 0
 
 
+@without_daemon
 def test_a_killed_command_leaves_nothing(cli: Cli) -> None:
     with started(cli) as command:
         command.send_signal(signal.SIGKILL)
@@ -219,6 +238,7 @@ def test_a_killed_command_leaves_nothing(cli: Cli) -> None:
     assert not os.path.exists(cli.path("new"))
 
 
+@both_ways
 @pytest.mark.parametrize(
     ("after", "number"), [(0, INT), (1, INT), (1, TERM), (1, HUP), (2, INT), (2, HUP), (3, INT), (3, HUP)]
 )
@@ -226,8 +246,8 @@ def test_a_signal_while_the_start_is_in_flight_is_heard(cli: Cli, after: int, nu
     """At moments on the way: no process but Python; the home is made; the zygote runs; a moment later."""
     stages = [
         lambda: True,
-        lambda: bool(cli.homes()),
-        lambda: "jobvisor-zygote" in cli.processes().values(),
+        lambda: bool(cli.home.exists() if cli.daemon else cli.homes()),
+        lambda: "jobvisor-zygote" in cli.everything().values(),
         lambda: "job:1" in cli.processes().values(),
     ]
     with cli.start("run", "pace", "img", "--target", "new", "--until", cli.path("end")) as command:
@@ -244,6 +264,66 @@ def test_a_signal_while_the_start_is_in_flight_is_heard(cli: Cli, after: int, nu
     assert number is HUP or not os.path.exists(cli.path("new"))
 
 
+@with_daemon
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_daemons_job_goes_on_when_the_command_is_killed_or_stopped(cli: Cli, number: signal.Signals) -> None:
+    with started(cli) as command:
+        command.send_signal(number)
+        wait_until(lambda: cli.state(command.pid) in "TZ", "it happened")
+        cli.working()
+        end(cli)
+        wait_until(lambda: os.path.exists(cli.path("new")), "the job completes")
+        command.send_signal(signal.SIGCONT)
+        command.communicate(timeout=30)
+    assert command.returncode == (-number if number is signal.SIGKILL else 0)
+
+
+def another_daemon(cli: Cli, than: int) -> bool:
+    return cli.daemon_pid() not in (0, than)
+
+
+@with_daemon
+def test_the_run_goes_on_when_the_daemon_is_killed(cli: Cli) -> None:
+    with started(cli) as command:
+        for _ in range(3):
+            killed = cli.daemon_pid()
+            os.kill(killed, signal.SIGKILL)
+            wait_until(partial(another_daemon, cli, killed), "the command has started another one")
+            cli.working()
+        end(cli)
+        _, err = command.communicate(timeout=30)
+    assert command.returncode == 0
+    assert "pace of img to new completed in" in err
+    assert err.count("completed") == 1
+
+
+@with_daemon
+def test_an_interrupt_is_obeyed_when_the_daemon_was_killed(cli: Cli) -> None:
+    with started(cli) as command:
+        os.kill(cli.daemon_pid(), signal.SIGKILL)
+        command.send_signal(INT)
+        command.communicate(timeout=30)
+        alone(cli)
+    assert command.returncode == -INT
+    assert not os.path.exists(cli.path("new"))
+
+
+@with_daemon
+def test_a_daemon_that_hangs_does_not_keep_the_terminal(cli: Cli) -> None:
+    """Two ^C, and not at the same moment."""
+    with started(cli) as command:
+        daemon = cli.daemon_pid()
+        os.kill(daemon, signal.SIGSTOP)
+        command.send_signal(INT)
+        time.sleep(2 * SAME_REQUEST)  # two signals that come closer together are one request
+        command.send_signal(INT)
+        _, err = command.communicate(timeout=30)
+        os.kill(daemon, signal.SIGCONT)
+    assert command.returncode == -INT
+    assert err.endswith("detached: the daemon does not answer; job 1 may go on\n")
+
+
+@both_ways
 def test_an_abort_that_came_too_late_is_told_as_it_was(cli: Cli) -> None:
     """The worker is past its work and only lingers: the job completes, and the command still dies of the signal."""
     with started(cli, "--linger", cli.path("gate")) as command:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.command import Cli
+from support.command import Cli, both_ways
 from support.lock_scenes import need, wait_until
 from support.terminal import CTRL_C, CTRL_Z, Terminal, bash
 
@@ -27,9 +27,9 @@ def shell(cli: Cli) -> Iterator[Terminal]:
             terminal.rest(20)
 
 
-def job(*more: str) -> str:
+def job(cli: Cli, *more: str) -> str:
     return (
-        " ".join(["jobvisor run pace img --until end --ticks ticks", *more])
+        " ".join([f"jobvisor run pace{cli.flag} img --until end --ticks ticks", *more])
         .replace(" end", " $PWD/end")
         .replace(" ticks", " $PWD/ticks")
     )
@@ -37,7 +37,7 @@ def job(*more: str) -> str:
 
 def direct(cli: Cli, *argv: str, columns: int = 80, term: str = "xterm-256color") -> Terminal:
     """Without a shell."""
-    return Terminal([cli.program, *argv], env={**cli.env, "TERM": term}, cwd=str(cli.directory), columns=columns)
+    return Terminal(cli.argv(*argv), env={**cli.env, "TERM": term}, cwd=str(cli.directory), columns=columns)
 
 
 def end(cli: Cli) -> None:
@@ -55,8 +55,9 @@ def drawn(text: str) -> list[str]:
     return [line for line in re.split(r"[\r\n]+", plain) if line.strip()]
 
 
+@both_ways
 def test_interrupt_ends_a_loop_of_the_shell(cli: Cli, shell: Terminal) -> None:
-    shell.keys(f"for i in 1 2 3; do {job()}; echo next-$i; done; echo out-$?\n")
+    shell.keys(f"for i in 1 2 3; do {job(cli)}; echo next-$i; done; echo out-$?\n")
     shell.expect(PERCENT)
     shell.keys(CTRL_C)
     shell.expect(r"pace of img aborted after")
@@ -67,8 +68,9 @@ def test_interrupt_ends_a_loop_of_the_shell(cli: Cli, shell: Terminal) -> None:
     cli.nothing_left()
 
 
+@both_ways
 def test_stop_and_foreground(cli: Cli, shell: Terminal) -> None:
-    shell.keys("stty -g; " + job() + "\n")
+    shell.keys("stty -g; " + job(cli) + "\n")
     modes = shell.expect(r"[0-9a-f]+(:[0-9a-f]+){20,}").group()
     shell.expect(PERCENT)
     shell.keys(CTRL_Z)
@@ -88,8 +90,9 @@ def test_stop_and_foreground(cli: Cli, shell: Terminal) -> None:
     cli.nothing_left()
 
 
+@both_ways
 def test_background_draws_nothing_and_foreground_draws_again(cli: Cli, shell: Terminal) -> None:
-    shell.keys(job() + "\n")
+    shell.keys(job(cli) + "\n")
     shell.expect(PERCENT)
     shell.keys(CTRL_Z)
     shell.expect(r"Stopped")
@@ -111,8 +114,9 @@ def test_background_draws_nothing_and_foreground_draws_again(cli: Cli, shell: Te
     cli.nothing_left()
 
 
+@both_ways
 def test_a_job_begun_in_the_background_is_silent_until_its_end(cli: Cli, shell: Terminal) -> None:
-    shell.keys(job() + " &\n")
+    shell.keys(job(cli) + " &\n")
     shell.expect(PROMPT)
     cli.working()
     start = len(shell.seen)
@@ -124,8 +128,9 @@ def test_a_job_begun_in_the_background_is_silent_until_its_end(cli: Cli, shell: 
     cli.nothing_left()
 
 
+@both_ways
 def test_killing_a_stopped_job_from_the_shell(cli: Cli, shell: Terminal) -> None:
-    shell.keys(job("--progress", "never") + "\n")
+    shell.keys(job(cli, "--progress", "never") + "\n")
     shell.expect(r"pace of img: running")
     cli.working()
     shell.keys(CTRL_Z)
@@ -145,9 +150,10 @@ def test_killing_a_stopped_job_from_the_shell(cli: Cli, shell: Terminal) -> None
     wait_until(told, "bash has seen what it died of")
 
 
+@both_ways
 def test_closing_the_terminal_lets_the_job_go_on(cli: Cli) -> None:
     with bash(cli.env, str(cli.directory)) as terminal:
-        terminal.keys(job("--target", "new") + "\n")
+        terminal.keys(job(cli, "--target", "new") + "\n")
         terminal.expect(PERCENT)
         terminal.hang_up()
         wait_until(lambda: not any(name == "jobvisor" for name in cli.processes().values()), "the command has left")
@@ -157,8 +163,9 @@ def test_closing_the_terminal_lets_the_job_go_on(cli: Cli) -> None:
     assert os.path.exists(cli.path("new"))
 
 
+@both_ways
 def test_two_interrupts_leave_at_once(cli: Cli, shell: Terminal) -> None:
-    shell.keys(job("--linger", "$PWD/gate") + "\n")
+    shell.keys(job(cli, "--linger", "$PWD/gate") + "\n")
     shell.expect(PERCENT)
     shell.keys(CTRL_C)
     shell.expect("aborting…")
@@ -170,6 +177,7 @@ def test_two_interrupts_leave_at_once(cli: Cli, shell: Terminal) -> None:
     cli.nothing_left()
 
 
+@both_ways
 @pytest.mark.parametrize("columns", [24, 40, 60, 80, 200])
 def test_the_bar_fits_the_terminal(cli: Cli, columns: int) -> None:
     name = "a volume whose name is rather long, with ümläuts and 全角.qcow2"
@@ -191,6 +199,7 @@ def test_the_bar_fits_the_terminal(cli: Cli, columns: int) -> None:
     assert drawn(text)[-1].startswith("pace of a volume") or columns < 80
 
 
+@both_ways
 def test_what_is_unknown_is_not_shown(cli: Cli) -> None:
     with direct(cli, "run", "pace", "img", "--until", cli.path("end"), "--total", "0") as terminal:
         terminal.expect(r"MiB/s")
@@ -200,6 +209,7 @@ def test_what_is_unknown_is_not_shown(cli: Cli) -> None:
     assert "left" not in text
 
 
+@both_ways
 def test_the_bar_is_gone_when_the_last_line_comes(cli: Cli) -> None:
     with direct(cli, "run", "pace", "img", "--until", cli.path("end")) as terminal:
         terminal.expect(PERCENT)
@@ -209,6 +219,7 @@ def test_the_bar_is_gone_when_the_last_line_comes(cli: Cli) -> None:
     assert re.search(r"\x1b\[2K[^%]*$", last), "its line was erased"
 
 
+@both_ways
 @pytest.mark.parametrize(
     ("options", "term"),
     [([], "dumb"), (["--progress", "never"], "xterm"), (["--json"], "xterm"), (["-q"], "xterm")],
@@ -224,6 +235,7 @@ def test_where_no_bar_is_to_be_there_is_none(cli: Cli, options: list[str], term:
     assert terminal.process.returncode == 0
 
 
+@both_ways
 def test_a_result_on_a_terminal_stands_on_a_line_of_its_own(cli: Cli) -> None:
     with direct(cli, "run", "checksum", "img") as terminal:
         text = terminal.rest()

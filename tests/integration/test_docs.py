@@ -102,6 +102,11 @@ class Desk:
             case "python":
                 self._run(sys.executable, "-W", "error", "-c", block.text, where=block.where)
 
+    def stop_daemon(self) -> None:
+        """The one that the first command started."""
+        if (self.directory / "home/run/api.sock").exists():
+            self._run("jobvisor", "daemon", "--stop")
+
     def processes(self) -> list[int]:
         """Whatever was started here, by its environment."""
         mark = f"JOBVISOR_HOME={self.directory}".encode()
@@ -168,7 +173,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     desk = Desk(tmp_path)
     try:
         yield desk
-        autostart.stop(socket_of(str(tmp_path / "home")))
+        desk.stop_daemon()
         wait_until(lambda: not desk.processes(), 10, "the end of what was started")
     finally:
         for pid in desk.processes():

@@ -8,10 +8,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from support import scratch_types
 from support.lock_scenes import wait_until
 
 PROGRAM = Path(sys.executable).with_name("jobvisor")
+
+
+#: Names of processes that outlive a job, and leave when they are idle or told.
+STAYING = ("jobvisor-daemon", "jobvisor-zygote")
+
+
+#: For tests of `run` that mean something with the daemon and without, and for those of one way alone.
+both_ways = pytest.mark.parametrize("cli", ["daemon", "no-daemon"], indirect=True)
+with_daemon = pytest.mark.parametrize("cli", ["daemon"], indirect=True)
+without_daemon = pytest.mark.parametrize("cli", ["no-daemon"], indirect=True)
 
 
 def hear_hangups() -> None:
@@ -20,11 +32,15 @@ def hear_hangups() -> None:
 
 
 class Cli:
-    """`jobvisor` with the scratch job types, in a directory with one volume, `img`."""
+    """`jobvisor` with the scratch job types, in a directory with one volume, `img`.
+
+    `daemon`: whether `run` goes through the daemon, as it does by default, or is given --no-daemon.
+    """
 
     program = str(PROGRAM)
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, daemon: bool = True) -> None:
+        self.daemon = daemon
         self.directory = directory / "work"
         self.home = directory / "home"
         self.directory.mkdir()
@@ -40,10 +56,21 @@ class Cli:
     def path(self, name: str) -> str:
         return str(self.directory / name)
 
+    @property
+    def flag(self) -> str:
+        """What a shell's line needs behind the job type."""
+        return "" if self.daemon else " --no-daemon"
+
+    def argv(self, *words: str) -> list[str]:
+        """The command line, with --no-daemon where it belongs."""
+        if words[:1] == ("run",) and not self.daemon and "--help" not in words and len(words) > 1:
+            words = (*words[:2], "--no-daemon", *words[2:])
+        return [self.program, *words]
+
     def run(self, *argv: str, seconds: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
         """To its end, with stdout and stderr apart."""
         return subprocess.run(
-            [PROGRAM, *argv],
+            self.argv(*argv),
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds,
             cwd=self.directory, env={**self.env, **env},
         )  # fmt: skip
@@ -51,7 +78,7 @@ class Cli:
     def start(self, *argv: str) -> subprocess.Popen[str]:
         """In a process group of its own, as a shell would."""
         return subprocess.Popen(
-            [PROGRAM, *argv],
+            self.argv(*argv),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             cwd=self.directory, env=self.env, process_group=0, preexec_fn=hear_hangups,
         )  # fmt: skip
@@ -70,7 +97,11 @@ class Cli:
         return True
 
     def processes(self) -> dict[int, str]:
-        """All processes of this home but zombies and the user's shell: pid → name."""
+        """All processes of this home but zombies, the user's shell, and the daemon with its zygote: pid → name."""
+        return {pid: name for pid, name in self.everything().items() if name not in STAYING or not self.daemon}
+
+    def everything(self) -> dict[int, str]:
+        """The daemon and its zygote too."""
         mark = f"JOBVISOR_HOME={self.home}".encode()
         found = {}
         for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -83,6 +114,10 @@ class Cli:
                 pass
         return found
 
+    def daemon_pid(self) -> int:
+        """0 when there is none."""
+        return next((pid for pid, name in self.everything().items() if name == "jobvisor-daemon"), 0)
+
     def worker(self) -> int:
         """The worker's pid."""
         return next(pid for pid, name in self.processes().items() if name == "job:1")
@@ -94,6 +129,13 @@ class Cli:
         private = self.home / "private"
         return os.listdir(private) if private.exists() else []
 
+    def stop_daemon(self) -> None:
+        """Its jobs go on; its zygote ends with the last of them."""
+        if os.path.lexists(self.home / "run/api.sock"):
+            subprocess.run([self.program, "daemon", "--stop"], env=self.env, check=True, capture_output=True)
+
     def nothing_left(self) -> None:
-        wait_until(lambda: not self.processes(), f"the processes are gone ({self.processes()})")
+        """Once the daemon has been told to leave."""
+        self.stop_daemon()
+        wait_until(lambda: not self.everything(), f"the processes are gone ({self.everything()})")
         wait_until(lambda: not self.homes(), f"the private homes are gone ({self.homes()})")

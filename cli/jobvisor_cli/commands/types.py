@@ -6,9 +6,9 @@ import inspect
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from jobvisor_cli import options, streams
+from jobvisor_cli.command import COLUMN, Command, Positional, TypeName, described
 from jobvisor_cli.loading import BrokenType, load, one_line
 from jobvisor_cli.wording import unknown
 from jobvisor_workers import registry
@@ -21,18 +21,13 @@ RETRY = {
 }
 
 
-class TypeName(click.ParamType):  # type: ignore[type-arg]
-    name = "type"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(name) for name in registry.names() if name.startswith(incomplete)]
-
-
-@click.command()
-@click.argument("type", required=False, type=TypeName())
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per type and line, with the schema.")
+@click.command("types", cls=Command)
+@click.argument(
+    "type", cls=Positional, description="show all about this one", required=False, type=TypeName(), metavar="[TYPE]"
+)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object per type and line, with the schema")
 @click.pass_context
-def types(ctx: click.Context, type: str | None, as_json: bool) -> None:
+def command(ctx: click.Context, type: str | None, as_json: bool) -> None:
     """Show the job types, or all about one of them."""
     if type is not None and type not in registry.names():
         raise unknown("job type", type, registry.names(), ctx)
@@ -73,7 +68,7 @@ def _page(job_type: type[JobType], ctx: click.Context) -> str:
     for title, group in (("Arguments", positional), ("Options", named)):
         if group:
             with formatter.section(title):
-                formatter.write_dl(options.described(group, ctx), col_max=options.COLUMN)
+                formatter.write_dl(described(group, ctx), col_max=COLUMN)
     formatter.write_paragraph()
     facts = [RETRY[job_type.retry], "it can be suspended" if job_type.can_suspend else "it cannot be suspended"]
     if job_type.delegated:

@@ -1,0 +1,42 @@
+"""`jobvisor mask RESOURCE`."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from jobvisor.errors import NoSuchJob
+from jobvisor_cli import reach, streams
+from jobvisor_cli.command import Command, Positional, VolumePath
+from jobvisor_cli.page import LABEL
+from jobvisor_workers.protocol import Holder
+
+
+@click.command("mask", cls=Command)
+@click.argument(
+    "resource", cls=Positional, description="the file or block device", type=VolumePath(), metavar="RESOURCE"
+)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object")
+def command(resource: str, as_json: bool) -> None:
+    """Show what may start on a volume now, which jobs have it, and which wait for it.
+
+    It is about jobs of one daemon: programs that are no jobs show up when a job asks for the volume (try --dry-run).
+    """
+    with reach.client() as client:
+        mask = client.mask(resource)
+        if as_json:
+            streams.json_line(msgspec.to_builtins(mask))
+            return
+        from jobvisor_cli.table import named
+
+        def job(holder: Holder) -> str:
+            try:
+                info = client.job(holder.job or 0).info()
+            except NoSuchJob:  # somebody else's, or forgotten just now
+                return str(holder)
+            return f"{named(info)}, {info.state}"
+
+        rows = [("Resource", mask.resource), ("May start", ", ".join(mask.may_start) or "nothing")]
+        rows += [("Held by", job(holder)) for holder in mask.held_by]
+        rows += [("Waiting", job(holder)) for holder in mask.waiting]
+    streams.result("".join(f"{label + ':':<{LABEL}} {streams.printable(text)}\n" for label, text in rows))
