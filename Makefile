@@ -22,10 +22,11 @@ check: setup-test ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup-bench ## launch and data rates beside today's best tools; the daemon under load (2 GB)
+bench: setup-bench ## beside today's best tools: launch, data rates, the command line; the daemon under load (2 GB)
 	$(BIN)/python bench/launch.py
 	$(BIN)/python bench/daemon.py
 	$(BIN)/python bench/data.py
+	$(BIN)/python bench/cli.py
 
 # Idempotent, and once done it needs neither the network nor more than a second.
 setup-demo setup-test setup-bench: export NEEDED = $(NEEDED_BY)
@@ -62,6 +63,10 @@ libvirt.pc          test   libvirt-dev        libvirt-devel
 systemd-inhibit     test   systemd            systemd
 dbus-daemon         test   dbus               dbus-daemon
 dbusmock            test   python3-dbusmock   python3-dbusmock
+zsh                 test   zsh                zsh
+fish                test   fish               fish
+man                 test   man-db             man-db
+groff               test   groff-base         groff-base
 scrub               bench  scrub              scrub
 nbdcopy             bench  libnbd-bin         libnbd
 rsync               bench  rsync              rsync
