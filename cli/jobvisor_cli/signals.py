@@ -22,6 +22,8 @@ class Inbox:
     def __init__(self) -> None:
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._nudged = threading.Event()
+        self._door = threading.Lock()
+        self._released = False
         self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._taken = [number for number in TAKEN if signal.getsignal(number) is not signal.SIG_IGN]
         for number in self._taken:
@@ -30,12 +32,10 @@ class Inbox:
 
     def nudge(self) -> None:
         """From any thread: there is news. At most one byte at a time, so that the pipe keeps room for signals."""
-        if not self._nudged.is_set():
-            self._nudged.set()
-            try:
+        with self._door:
+            if not self._released and not self._nudged.is_set():
+                self._nudged.set()
                 os.write(self._write, b"\0")
-            except OSError:  # released meanwhile
-                pass
 
     def wait(self, timeout: float | None, writing: int | None = None) -> list[int]:
         """Signals since the last call; none at news, after `timeout` seconds, or when `writing` can be written."""
@@ -63,8 +63,10 @@ class Inbox:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.set_wakeup_fd(self._before)
         late = [number for number in self.wait(0) if number in ENDING]
-        os.close(self._read)
-        os.close(self._write)
+        with self._door:  # another thread may nudge yet, and a broken pipe would end the command
+            self._released = True
+            os.close(self._read)
+            os.close(self._write)
         return late[0] if late else None
 
 

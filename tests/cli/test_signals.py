@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -359,3 +360,10 @@ def test_news_between_two_looks_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> 
     inbox.wait(5)
     inbox.release()
     assert time.monotonic() - began < 5, "it sleeps through all further news"
+
+
+def test_news_after_the_end_are_no_news() -> None:
+    """Other threads hear of the end later than the command; a write to a pipe without reader would end it."""
+    program = "from jobvisor_cli.signals import Inbox; inbox = Inbox(); inbox.release(); inbox.nudge(); print('alive')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done

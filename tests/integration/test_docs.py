@@ -20,8 +20,6 @@ from typing import NamedTuple
 
 import pytest
 
-from jobvisor import autostart
-from jobvisor.places import socket_of
 from jobvisor.testing import wait_until
 from support.terminal import CTRL_C, CTRL_Z, Terminal, bash
 

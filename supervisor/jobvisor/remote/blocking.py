@@ -30,7 +30,8 @@ class BlockingConnection:
 
     async def send(self, data: bytes) -> None:
         self._socket.settimeout(None)
-        self._socket.sendall(data)
+        # No SIGPIPE: a command line lets that end the process, which is meant for its output.
+        self._socket.sendall(data, socket.MSG_NOSIGNAL)
 
     async def receive(self, timeout: float | None) -> bytes:
         self._socket.settimeout(timeout)
