@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import select
 import signal
@@ -147,6 +146,8 @@ def _lock(home: str) -> int:
 
 def _start(home: str, path: str) -> str | None:
     """Start a daemon and wait until it serves. Returns who has the home, when somebody has. Raises Unreachable."""
+    import json  # loads what a command can do without when a daemon runs
+
     log = os.path.join(home, "daemon.log")
     _begin_anew(log)
     config = json.dumps({"home": os.path.realpath(home), "socket": path, "idle": IDLE, "ready": READY})

@@ -68,7 +68,12 @@ class FakeDaemon:
                 connection, _ = self._listener.accept()
             except OSError:  # closed
                 break
-            serving.append(threading.Thread(target=self._answer, args=(connection, self._answers.pop(0))))
+            try:
+                answer = self._answers.pop(0)
+            except IndexError:  # closed just now
+                connection.close()
+                break
+            serving.append(threading.Thread(target=self._answer, args=(connection, answer)))
             serving[-1].start()
         try:
             self._listener.shutdown(socket.SHUT_RDWR)  # whoever comes now finds nobody

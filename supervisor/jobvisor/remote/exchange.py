@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -20,6 +20,8 @@ from jobvisor.remote.problems import error_of
 from jobvisor.states import Goal, State, Verb, is_met
 
 if TYPE_CHECKING:
+    from typing import IO, Protocol
+
     from jobvisor.asking import Options
     from jobvisor.info import JobInfo
     from jobvisor_workers.jobtype import JobType
@@ -39,37 +41,35 @@ WANTED = {
     Verb.COMPLETE: {State.RUNNING, State.COMPLETED},
 }
 
+if TYPE_CHECKING:  # making a Protocol takes as long as a whole request
+    #: Sends what follows the head of a request.
+    Body = Callable[["Connection", Conversation], Coroutine[Any, Any, None]]
 
-#: Sends what follows the head of a request.
-Body = Callable[["Connection", Conversation], Coroutine[Any, Any, None]]
+    class Connection(Protocol):
+        """A socket in the manner of its transport."""
 
+        async def send(self, data: bytes) -> None:
+            """Raises OSError."""
 
-class Connection(Protocol):
-    """A socket in the manner of its transport."""
+        async def receive(self, timeout: float | None) -> bytes:
+            """Raises OSError, of which TimeoutError is one."""
 
-    async def send(self, data: bytes) -> None:
-        """Raises OSError."""
+        def interrupt(self) -> None:
+            """From any thread: whoever receives gets the end."""
 
-    async def receive(self, timeout: float | None) -> bytes:
-        """Raises OSError, of which TimeoutError is one."""
+        def close(self) -> None: ...
 
-    def interrupt(self) -> None:
-        """From any thread: whoever receives gets the end."""
+    class Transport(Protocol):
+        """Where connections come from."""
 
-    def close(self) -> None: ...
+        async def connect(self) -> Connection:
+            """Raises Unreachable, NotPermitted."""
 
+        async def sleep(self, seconds: float) -> None: ...
 
-class Transport(Protocol):
-    """Where connections come from."""
+        async def read(self, file: IO[bytes]) -> bytes: ...
 
-    async def connect(self) -> Connection:
-        """Raises Unreachable, NotPermitted."""
-
-    async def sleep(self, seconds: float) -> None: ...
-
-    async def read(self, file: IO[bytes]) -> bytes: ...
-
-    async def write(self, file: IO[bytes], piece: bytes) -> None: ...
+        async def write(self, file: IO[bytes], piece: bytes) -> None: ...
 
 
 class Reply:
