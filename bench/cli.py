@@ -32,7 +32,7 @@ def main() -> None:
 
 def warm(work: Path, rounds: int) -> None:
     """With a daemon that has some jobs."""
-    environment = {**os.environ, "JOBVISOR_HOME": str(work / "home")}
+    environment = in_home(work / "home")
     (work / "img").write_bytes(b"x")
     program = [str(PROGRAM)]
     commands = {
@@ -67,7 +67,7 @@ def cold(work: Path, rounds: int) -> None:
     """From nothing running to the first answer."""
     values = []
     for number in range(rounds):
-        environment = {**os.environ, "JOBVISOR_HOME": str(work / f"cold-{number}")}
+        environment = in_home(work / f"cold-{number}")
         values.append(took([str(PROGRAM), "list"], environment))
         subprocess.run([PROGRAM, "daemon", "--stop"], env=environment, stderr=subprocess.DEVNULL, check=True)
     values.sort()
@@ -75,6 +75,12 @@ def cold(work: Path, rounds: int) -> None:
     print(
         f"\nnothing running → first answer: median {middle * 1000:.0f} ms, worst {worst * 1000:.0f} ms, {rounds} rounds"
     )
+
+
+def in_home(home: Path) -> dict[str, str]:
+    """As it is after an installation: with the modules compiled."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, "JOBVISOR_HOME": str(home)}
 
 
 def completing(words: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from typing import Any
 
@@ -57,7 +58,7 @@ def _talk(request: bytes) -> bytes:
     if connection is None:
         raise Unreachable("no daemon listens")
     with connection:
-        connection.sendall(request)
+        connection.sendall(request, socket.MSG_NOSIGNAL)
         while True:
             connection.settimeout(max(end - time.monotonic(), 0.001))
             piece = connection.recv(65536)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CURRENT = "current"
 #: Longer ones are no ids; Python would even refuse to read them.
-_ID = re.compile(r"[0-9]{1,30}")
+_ID = r"[0-9]{1,30}"
 
 
 class NoCurrentJob(click.ClickException):
@@ -42,7 +42,7 @@ class JobId(click.ParamType):  # type: ignore[type-arg]  # generic only in newer
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         if isinstance(value, int) or value == CURRENT:
             return CURRENT if value == CURRENT else int(value)
-        if not _ID.fullmatch(value):
+        if not re.fullmatch(_ID, value):
             self.fail(f"{value!r} is no job id; an id is a number, or the word current", param, ctx)
         return int(value)
 

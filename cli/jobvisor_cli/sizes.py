@@ -11,8 +11,9 @@ _FACTORS: dict[str, int] = {"": 1, "b": 1} | {
     for power, letter in enumerate(_LETTERS, 1)
     for unit, base in ((letter, 1024), (f"{letter}iB", 1024), (f"{letter}B", 1000))
 }
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE | re.ASCII)
-_TIME = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+(?:\.\d+)?)s?)?", re.IGNORECASE | re.ASCII)
+# Not compiled: most commands read neither.
+_SIZE = r"(\d+(?:\.\d+)?)\s*([a-z]*)"
+_TIME = r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+(?:\.\d+)?)s?)?"
 _SECONDS = (86400, 3600, 60, 1)
 #: What a JSON reader and the journal can hold.
 _MOST = 2**63 - 1
@@ -20,7 +21,7 @@ _MOST = 2**63 - 1
 
 def parse_size(text: str) -> int:
     """Bytes of "10G", "512MiB", "1.5GB" or "4096". Raises ValueError."""
-    match = _SIZE.fullmatch(text.strip())
+    match = re.fullmatch(_SIZE, text.strip(), re.IGNORECASE | re.ASCII)
     factor = _FACTORS.get(match[2].lower()) if match else None
     if match is None or factor is None:
         raise ValueError(f"{text!r} is no size; write it like 10G or 512MiB")
@@ -58,7 +59,7 @@ def parse_time(text: str) -> float:
 def parse_span(text: str) -> float:
     """The same with 0: at once, or from now on. Raises ValueError."""
     bare = text.strip()
-    match = _TIME.fullmatch(bare)
+    match = re.fullmatch(_TIME, bare, re.IGNORECASE | re.ASCII)
     if not bare or match is None:
         raise ValueError(f"{text!r} is no time; write it like 90s, 10m, 2h or 7d")
     seconds = sum(float(part) * unit for part, unit in zip(match.groups(), _SECONDS, strict=True) if part)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,12 +14,12 @@ from support.command import PROGRAM, Cli
 
 #: Runs the program and then tells what it has imported.
 TELL_MODULES = """
-import json, os, sys
+import os, sys
 from jobvisor_cli.main import main
 try:
     main()
 except SystemExit:
-    os.write(3, json.dumps(sorted(sys.modules)).encode())
+    os.write(3, " ".join(sorted(sys.modules)).encode())
 """
 THIRD_PARTY = {"click", "msgspec", "typing_extensions"}
 HEAVY = {"sqlite3", "asyncio", "http", "multiprocessing", "logging", "subprocess", "pathlib"}
@@ -37,7 +36,7 @@ def imported(cli: Cli, *argv: str, **env: str) -> set[str]:
         os.close(write)
         content = pipe.read()
     assert content, done.stderr
-    return set(json.loads(content))
+    return set(content.decode().split())
 
 
 def outside(modules: set[str]) -> set[str]:
@@ -174,6 +173,32 @@ def test_what_starts_no_job_loads_no_supervisor_and_no_bar(cli: Cli, argv: list[
     assert outside(modules) <= THIRD_PARTY
     assert "sqlite3" not in modules
     assert not modules & {"jobvisor.core", "jobvisor.supervisor", "jobvisor_cli.attached", "jobvisor_cli.bars"}
+
+
+def test_a_list_of_jobs_loads_what_it_needs_and_nothing_else(cli: Cli) -> None:
+    """Steadier than a stopwatch: `bench/cli.py` has that."""
+    assert cli.run("start", "checksum", "img").returncode == 0
+    modules = imported(cli, "list", "--all")
+    assert outside(modules) <= THIRD_PARTY
+    assert not modules & (HEAVY | {"json", "email", "urllib", "ssl", "dataclasses", "fractions", "difflib"})
+    own = {name.rpartition("jobvisor.")[2] for name in modules if name.startswith("jobvisor")}
+    assert own <= {
+        "jobvisor", "asking", "autostart", "client", "errors", "face", "info", "job", "places", "states",
+        "remote", "remote.address", "remote.blocking", "remote.calls", "remote.conversation", "remote.exchange",
+        "remote.problems", "jobvisor_workers", "jobvisor_workers.protocol",
+        *(f"jobvisor_cli{name}" for name in (
+            "", ".command", ".commands", ".commands.list", ".ids", ".main", ".reach", ".root", ".sizes", ".streams",
+            ".table", ".wording",
+        )),
+    }  # fmt: skip
+
+
+def test_the_completion_of_a_job_loads_no_client(cli: Cli) -> None:
+    cli.run("start", "checksum", "img")
+    modules = imported(cli, _JOBVISOR_COMPLETE="bash_complete", COMP_WORDS="jobvisor info ", COMP_CWORD="2")
+    assert outside(modules) == {"click"}
+    assert not modules & HEAVY
+    assert not {"jobvisor.client", "jobvisor.info", "jobvisor_workers"} & modules
 
 
 def complete(cli: Cli, words: str) -> list[str]:

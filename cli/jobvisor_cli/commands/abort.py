@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from jobvisor.info import JobInfo
-from jobvisor.job import Job
 from jobvisor.states import Verb
 from jobvisor_cli import verbs
 from jobvisor_cli.command import Command, as_json, ids, no_wait, quiet
+
+if TYPE_CHECKING:
+    from jobvisor.info import JobInfo
+    from jobvisor.job import Job
 
 
 @click.command("abort", cls=Command)
@@ -29,4 +33,4 @@ def command(ids: tuple[int | str, ...], force: bool, no_wait: bool, **options: b
     def ask(job: Job) -> JobInfo:
         return job.abort(wait=False, force=force)
 
-    return verbs.apply(Verb.ABORT, ids, ask, None if no_wait else Job.wait, no_wait=no_wait, **options)
+    return verbs.apply(Verb.ABORT, ids, ask, None if no_wait else lambda job: job.wait(), no_wait=no_wait, **options)

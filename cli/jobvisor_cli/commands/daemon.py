@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from jobvisor.errors import Unreachable
 from jobvisor_cli import reach, streams
@@ -65,6 +64,8 @@ def _status(as_json: bool) -> int:
         streams.result(f"not running: {error}\n")
         return error.exit_code
     if as_json:
+        import msgspec
+
         streams.json_line(msgspec.to_builtins(known))
     else:
         streams.result("".join(f"{label + ':':<{LABEL}} {text}\n" for label, text in _rows(known)))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import click
 
-from jobvisor.job import Job
 from jobvisor_cli import reach, streams
 from jobvisor_cli.command import SPAN, Command, ids, quiet
 from jobvisor_cli.ids import chosen, each
+
+if TYPE_CHECKING:
+    from jobvisor.job import Job
 
 
 @click.command("forget", cls=Command)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
-import msgspec
 
 from jobvisor.errors import NoSuchJob
 from jobvisor_cli import reach, streams
 from jobvisor_cli.command import Command, Positional, VolumePath
 from jobvisor_cli.page import LABEL
-from jobvisor_workers.protocol import Holder
+
+if TYPE_CHECKING:
+    from jobvisor_workers.protocol import Holder
 
 
 @click.command("mask", cls=Command)
@@ -25,6 +28,8 @@ def command(resource: str, as_json: bool) -> None:
     with reach.client() as client:
         mask = client.mask(resource)
         if as_json:
+            import msgspec
+
             streams.json_line(msgspec.to_builtins(mask))
             return
         from jobvisor_cli.table import named

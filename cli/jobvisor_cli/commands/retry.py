@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from jobvisor.job import Job
 from jobvisor_cli import reach, streams
 from jobvisor_cli.command import Command, as_json, ids
 from jobvisor_cli.ids import chosen, each
+
+if TYPE_CHECKING:
+    from jobvisor.job import Job
 
 
 @click.command("retry", cls=Command)

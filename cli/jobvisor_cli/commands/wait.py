@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 from jobvisor.errors import WaitTimeout
-from jobvisor.job import Job
 from jobvisor.states import State
 from jobvisor_cli import exits, reach, streams
 from jobvisor_cli.command import SPAN, Command, StateName, as_json, ids, quiet
 from jobvisor_cli.ids import chosen, each
+
+if TYPE_CHECKING:
+    from jobvisor.job import Job
 
 
 @click.command("wait", cls=Command)

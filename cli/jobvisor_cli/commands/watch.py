@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from jobvisor.info import JobInfo
-from jobvisor.job import Job
 from jobvisor.states import FINAL, State
 from jobvisor_cli import display, reach, streams
 from jobvisor_cli.command import Command, as_json, ids, quiet
 from jobvisor_cli.ids import chosen, each
+
+if TYPE_CHECKING:
+    from jobvisor.info import JobInfo
+    from jobvisor.job import Job
 
 
 @click.command("watch", cls=Command)
