@@ -21,16 +21,16 @@ CTRL_C, CTRL_Z = "\x03", "\x1a"
 class Terminal:
     """Starts a program as the leader of a session with this terminal. `seen` is all that it wrote."""
 
-    def __init__(self, argv: Sequence[str], *, env: Mapping[str, str], cwd: str, columns: int = 80) -> None:
+    def __init__(
+        self, argv: Sequence[str], *, env: Mapping[str, str], cwd: str, columns: int = 80, lines: int = 24
+    ) -> None:
         self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", lines, columns, 0, 0))
         self.seen = ""
         self._looked = 0
         # Programs rather than preexec_fn: no Python runs between fork and exec. The tests may run under nohup.
         prefix = ["env", "--default-signal=HUP", "setsid", "--ctty", "--wait"]
-        self.process = subprocess.Popen(
-            [*prefix, *argv], stdin=slave, stdout=slave, stderr=slave, env=env, cwd=cwd
-        )
+        self.process = subprocess.Popen([*prefix, *argv], stdin=slave, stdout=slave, stderr=slave, env=env, cwd=cwd)
         os.close(slave)
 
     def keys(self, text: str) -> None:
@@ -52,6 +52,10 @@ class Terminal:
         while self._read(end - time.monotonic()):
             pass
         return self.seen
+
+    def resize(self, columns: int, lines: int = 24) -> None:
+        """The window is made larger or smaller; the kernel tells the program by SIGWINCH."""
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("4H", lines, columns, 0, 0))
 
     def hang_up(self) -> None:
         """The window is closed."""
