@@ -62,12 +62,18 @@ Why a job is `failed`, or `aborted` by somebody else; null when it completed or 
 
 {errors}
 
-All derive from `JobvisorError` and have `exit_code` and a stable word, `code`. `NotPermitted` is for the daemon to
-come: the library itself does not raise it.
+All derive from `JobvisorError` and have `exit_code` and a stable word, `code`.
 
-`jobvisor run` leaves with 0 when the job completed, 1 when it failed, 2 for a wrong command line (there is no job
-then), 3 when it was aborted, 6 when it failed because a volume is in use. After ^C or SIGTERM it aborts the job and
-then dies of that signal, so that a shell's loop ends: 130 or 143.
+Of several jobs in one command all that can be done is done, with one line on stderr for each that cannot; the exit
+code is that of the first of them.
+
+`jobvisor run`, `wait` and `watch` leave with 0 when the job completed, 1 when it failed, 3 when it was aborted, 6 when
+it failed because a volume is in use; `wait` also with 8 when `--timeout` was over, and 7 when the job ended without
+getting into the state that was waited for. `start` leaves with 0 once the job's checks were passed or it waits for
+something, with 1 or 6 when the checks failed. 2 is a wrong command line: there is no job then.
+
+^C and SIGTERM: `run` aborts its job and then dies of that signal, so that a shell's loop ends: 130 or 143. Other
+commands die of it at once, and their jobs go on.
 """
 
 

@@ -79,9 +79,11 @@ def metadata(wheel: Path) -> Message:
     return message_from_bytes(dist_info(wheel, "METADATA"))
 
 
-def test_the_wheel_brings_its_three_packages_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_brings_its_three_packages_a_man_page_and_nothing_else(wheel: Path) -> None:
+    data = f"jobvisor-{protocol.VERSION}.data"
     top = {name.partition("/")[0] for name in members(wheel)}
-    assert top == PACKAGES | {f"jobvisor-{protocol.VERSION}.dist-info"}
+    assert top == PACKAGES | {f"jobvisor-{protocol.VERSION}.dist-info", data}
+    assert [name for name in members(wheel) if name.startswith(data)] == [f"{data}/data/share/man/man1/jobvisor.1"]
 
 
 def test_the_wheel_is_typed_and_carries_its_license(wheel: Path) -> None:
