@@ -44,6 +44,24 @@ SECTIONS = {
 }
 COMMANDS = {name: line for section in SECTIONS.values() for name, line in section.items()}
 
+#: What is meant by names that others have for it.
+ELSEWHERE = {
+    ("abort",): {"cancel", "kill", "domjobabort"},
+    ("abort", "suspend"): {"stop"},
+    ("suspend",): {"pause", "hold"},
+    ("resume",): {"continue", "unpause", "release", "bg"},
+    ("list",): {"ls", "ps", "jobs"},
+    ("info", "list"): {"status"},
+    ("info",): {"show", "domjobinfo", "blockjob"},
+    ("forget",): {"rm", "remove", "delete"},
+    ("watch",): {"attach", "fg", "top", "progress"},
+    ("run clone", "start clone"): {"clone", "vol-clone", "copy", "cp", "convert"},
+    ("run wipe", "start wipe"): {"wipe", "vol-wipe", "scrub", "shred"},
+    ("run checksum", "start checksum"): {"checksum", "sha256sum"},
+    ("--help",): {"help"},
+    ("--version",): {"version"},
+}
+
 EXAMPLES = """\
 Examples:
   jobvisor run clone base.qcow2 vm1.qcow2
@@ -63,6 +81,10 @@ class LazyGroup(click.Group):
         """Name → one line of help, for the help page."""
         raise NotImplementedError
 
+    def meant(self, name: str) -> list[str]:
+        """What members do for which other programs, or people, have this name."""
+        return []
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(self.lines())
 
@@ -71,7 +93,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         command = self.get_command(ctx, args[0])
         if command is None and not ctx.resilient_parsing:
-            raise unknown(self.member, args[0], self.list_commands(ctx), ctx)
+            raise unknown(self.member, args[0], self.list_commands(ctx), ctx, self.meant(args[0]))
         return args[0], command, args[1:]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -102,6 +124,9 @@ class Root(LazyGroup):
             return None
         command: click.Command = import_module(f"jobvisor_cli.commands.{cmd_name}").command
         return command
+
+    def meant(self, name: str) -> list[str]:
+        return next((list(meant) for meant, names in ELSEWHERE.items() if name in names), [])
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, lines in SECTIONS.items():

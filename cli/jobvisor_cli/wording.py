@@ -40,12 +40,14 @@ def sentence(error: click.ClickException) -> str:
     return text
 
 
-def unknown(what: str, name: str, known: Iterable[str], ctx: click.Context) -> click.UsageError:
-    """A name that nothing is called by."""
+def unknown(
+    what: str, name: str, known: Iterable[str], ctx: click.Context, meant: Iterable[str] = ()
+) -> click.UsageError:
+    """A name that nothing is called by. `meant`: what is meant by it elsewhere."""
     import difflib
 
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, 3)
+    close = list(meant) or difflib.get_close_matches(name, known, 3)
     return click.UsageError(
         f"no {what} is called {name!r}" + (suggestion(close) or f" (there are {', '.join(known)})"), ctx
     )

@@ -89,6 +89,11 @@ def test_version(cli: Cli) -> None:
     ("argv", "message"),
     [
         (["rnu"], "error: no command is called 'rnu' (did you mean run?); see jobvisor --help\n"),
+        (["cancel", "7"], "error: no command is called 'cancel' (did you mean abort?); see jobvisor --help\n"),
+        (["stop"], "error: no command is called 'stop' (did you mean abort or suspend?); see jobvisor --help\n"),
+        (["help"], "error: no command is called 'help' (did you mean --help?); see jobvisor --help\n"),
+        (["clone", "a", "b"], "error: no command is called 'clone' (did you mean run clone or start clone?); see"),
+        (["vol-wipe", "a"], "error: no command is called 'vol-wipe' (did you mean run wipe or start wipe?); see"),
         (["run", "clne", "a", "b"], "error: no job type is called 'clne' (did you mean clone?); see jobvisor run"),
         (["run", "pace"], "error: missing argument SOURCE; see jobvisor run pace --help\n"),
         (["run", "pace", "img", "more"], "error: got unexpected extra argument (more); see jobvisor run pace --help\n"),
