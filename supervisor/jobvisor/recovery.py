@@ -208,7 +208,7 @@ def _verdict(
         if asked:  # the group's TERM may have reached a child first, whose failure the worker then told
             return {"state": State.ABORTED, "errmsg": failure.message}
         cause = Cause(failure.cause) if failure.cause in set(Cause) else Cause.ERROR  # a third party's own word
-        return _failed(cause, failure.message) | {"holder": failure.holder}
+        return _failed(cause, failure.message) | {"holder": failure.holder, "result": result.result}
     if asked:
         return {"state": State.ABORTED}
     if lost:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Any
 
 from jobvisor_workers.protocol import Holder
 
@@ -21,10 +22,15 @@ IO_ERRORS = {errno.EIO, errno.EREMOTEIO, errno.EUCLEAN, errno.EBADMSG, errno.EIL
 class JobError(Exception):
     """A job cannot go on; the text becomes the job's `errmsg`.
 
-    The text is one line: what failed, on what, why, what to do.
+    The text is one line: what failed, on what, why, what to do. `result` becomes that of the failed job: what was
+    found, for those who cannot read the line.
     """
 
     cause = "error"
+
+    def __init__(self, text: str, *, result: dict[str, Any] | None = None) -> None:
+        super().__init__(text)
+        self.result = result
 
 
 class BadArgument(JobError):

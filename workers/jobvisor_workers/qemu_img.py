@@ -149,6 +149,25 @@ def sound(worker: Worker, image: Image, doing: str) -> int:
     return mapped.data if data is None else data
 
 
+def data_from(worker: Worker, chain: Sequence[Image], start: int, doing: str) -> int:
+    """Bytes of data, zeroes left out as far as the tables tell, that the guest sees at `start` and after."""
+    mapped = _Map()
+    name = _named(_node(chain))
+    argv = ["qemu-img", "map", "--output=json", f"--start-offset={start}", name]
+    finished = worker.child(argv, on_stdout=mapped.feed)
+    if finished.status:
+        raise _failure(finished, doing)
+    return mapped.data
+
+
+def resize(worker: Worker, chain: Sequence[Image], size: int, doing: str) -> None:
+    """Let the guest see `size` bytes in chain[0], which is locked for WRITE."""
+    shrink = ["--shrink"] if size < chain[0].size else []
+    finished = worker.child(["qemu-img", "resize", "-q", *shrink, _named(_node(chain)), str(size)])
+    if finished.status:
+        raise _failure(finished, doing)
+
+
 class _Map:
     """Adds up the lines of `qemu-img map --output=json`, one extent each."""
 

@@ -23,6 +23,7 @@ GROUP = "jobvisor.jobtypes"
 BUILT_IN = {
     "checksum": ("jobvisor_workers.jobs.checksum:Checksum", "Compute the digest of a volume."),
     "clone": ("jobvisor_workers.jobs.clone:Clone", "Copy a volume to a new one of the same format."),
+    "resize": ("jobvisor_workers.jobs.resize:Resize", "Change the capacity of a volume."),
     "wipe": ("jobvisor_workers.jobs.wipe:Wipe", "Overwrite a volume so that its data cannot be read back."),
 }
 

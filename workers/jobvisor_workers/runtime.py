@@ -292,7 +292,8 @@ def _commit(worker: Worker, taken: signals.Signals, record: Any, result: dict[st
 
 
 def _failed(report: Report, error: JobError, **more: Any) -> Result:
-    return Result("failed", report, failure=Failure(error.cause, str(error).replace("\n", " "), **more))
+    failure = Failure(error.cause, str(error).replace("\n", " "), **more)
+    return Result("failed", report, error.result, failure=failure)
 
 
 def close_all_but(kept: set[int]) -> None:
