@@ -106,11 +106,12 @@ def stop(path: str, only: int | None = None) -> int | None:
             return pid
         if not _is_daemon(pid):
             raise NotPermitted(f"pid {pid}, which serves {path}, is a program with a supervisor of its own, no daemon")
-        signal.pidfd_send_signal(daemon, signal.SIGTERM)
+        try:
+            signal.pidfd_send_signal(daemon, signal.SIGTERM)
+        except PermissionError:
+            raise NotPermitted(f"cannot stop daemon {pid}: it is somebody else's")
         if not _readable(daemon, LEAVE_TIME):
             raise Unreachable(f"daemon {pid} does not leave; see its log, or end it with kill -9 {pid}: its jobs go on")
-    except PermissionError:
-        raise NotPermitted(f"cannot stop daemon {pid}: it is somebody else's")
     finally:
         os.close(daemon)
     return pid

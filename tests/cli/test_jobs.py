@@ -494,3 +494,24 @@ def test_a_daemon_that_is_older_is_replaced_and_that_is_said(jobs: Cli) -> None:
 def test_every_state_can_be_asked_for(cli: Cli) -> None:
     for name in State:
         assert cli.run("list", "--state", name).returncode == 0
+
+
+def test_a_program_that_serves_its_own_supervisor_is_not_stopped(cli: Cli) -> None:
+    program = (
+        "import sys\nfrom jobvisor import Supervisor\n"
+        "with Supervisor() as s, s.serve() as path: print(path, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=cli.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as host:
+        assert host.stdin is not None
+        assert host.stdout is not None
+        path = host.stdout.readline().strip()
+        assert said(cli, "start", "checksum", "img") == (0, "1\n", ""), "it is as good as a daemon"
+        for option in ("--stop", "--replace"):
+            code, out, err = said(cli, "daemon", option)
+            assert (code, out) == (5, "")
+            assert err.startswith(f"error: pid {host.pid}, which serves {path}, is a program with a supervisor of its")
+        assert host.poll() is None
+        host.stdin.close()
+        assert host.wait(30) == 0
