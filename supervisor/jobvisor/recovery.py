@@ -118,7 +118,7 @@ def lost_by_reboot(request: Request, keys: Mapping[str, tuple[str, str]]) -> str
         resources = {}
     for field, resource in resources.items():
         path = request.args.get(field)
-        if not path or resource.access is READ:
+        if not path or resource.access_with(request.args) is READ:
             continue
         key, _ = keys.get(path, ("", ""))
         if not resource.new or key.startswith("block:"):

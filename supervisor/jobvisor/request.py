@@ -118,4 +118,6 @@ def resolve(name: str, fields: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 def declared(name: str, fields: Mapping[str, Any]) -> list[Named]:
     """The resources that a request names. Raises UnknownType."""
     resources = registry.get(name).resources().items()
-    return [Named(fields[field], each.access.value, each.new) for field, each in resources if fields.get(field)]
+    return [
+        Named(fields[field], each.access_with(fields).value, each.new) for field, each in resources if fields.get(field)
+    ]

@@ -275,17 +275,21 @@ def test_an_outsiders_term_is_told_with_its_sender(supervisor: Supervisor, room:
     assert final.ended_by.pid == os.getpid()
 
 
-@pytest.mark.parametrize("name", ["clone", "wipe", "checksum", "resize"])
+@pytest.mark.parametrize("name", ["clone", "wipe", "checksum", "compare", "resize"])
 @pytest.mark.parametrize("format", ["raw", "qcow2"])
 def test_the_built_in_types_work_for_a_user(supervisor: Supervisor, room: Path, name: str, format: str) -> None:
     core = supervisor._core
     image = room / "image"
     subprocess.run(["qemu-img", "create", "-q", "-f", format, image, "1M"], check=True)
-    os.chown(image, ANN.uid, ANN.gid)
+    other = room / "other"
+    shutil.copy(image, other)
+    for path in (image, other):
+        os.chown(path, ANN.uid, ANN.gid)
     cases: dict[str, dict[str, Any]] = {
         "clone": {"source": str(image), "target": str(room / "made")},
         "checksum": {"volume": str(image), "content": True},
         "wipe": {"volume": str(image)},
+        "compare": {"first": str(image), "second": str(other)},
         "resize": {"volume": str(image), "capacity": 2 << 20},
     }
     args = cases[name]

@@ -11,6 +11,8 @@ from jobvisor_workers.jobtype import READ
 from jobvisor_workers.resources.path import kind_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jobvisor_workers.qemu_img import Image
     from jobvisor_workers.worker import Worker
 
@@ -39,6 +41,15 @@ def open_chain(worker: Worker, path: str, format: str | None, doing: str) -> lis
         worker.lock(below, READ)
         chain.append(_look_below(worker, below, overlay.backing_format, doing))
     return chain
+
+
+def check_readable(worker: Worker, chain: Sequence[Image], doing: str) -> None:
+    """Raises JobError when what a guest sees cannot be read: a key is needed, or an image is corrupt or cut off."""
+    for image in chain:
+        if image.encrypted or image.format == "luks":
+            raise JobError(f"cannot {doing}: {image.path} is encrypted; its content needs a key")
+        if not image.plain:
+            qemu_img.sound(worker, image, doing)
 
 
 def name_for(overlay: Image, below: Image, directory: str | None) -> tuple[str, str]:

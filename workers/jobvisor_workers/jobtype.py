@@ -26,7 +26,7 @@ from msgspec import NODEFAULT, Meta, Struct
 from msgspec import inspect as msginspect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from jobvisor_workers.worker import Worker
 
@@ -42,20 +42,28 @@ READ, WRITE = Access.READ, Access.WRITE
 
 
 class Resource(Struct, frozen=True):
-    """What a field names. `new`: the name must be free, or be given up by --replace."""
+    """What a field names. `new`: the name must be free, or be given up by --replace.
+
+    `written_if`: another field; when that has a value, READ becomes WRITE.
+    """
 
     kind: Literal["volume"]
     access: Access
     new: bool = False
+    written_if: str | None = None
+
+    def access_with(self, fields: Mapping[str, Any]) -> Access:
+        """The access that a job with these arguments needs."""
+        return WRITE if self.written_if and fields.get(self.written_if) else self.access
 
 
-def volume(description: str, access: Access) -> Meta:
-    """A field that names an existing file or block device."""
+def volume(description: str, access: Access, *, written_if: str | None = None) -> Meta:
+    """A field that names an existing file or block device; `written_if`: see Resource."""
     return Meta(
         description=description,
         min_length=1,
         pattern=r"^[^\x00]+$",
-        extra={"resource": Resource("volume", access)},
+        extra={"resource": Resource("volume", access, written_if=written_if)},
     )
 
 

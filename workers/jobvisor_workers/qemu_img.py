@@ -132,7 +132,7 @@ def sound(worker: Worker, image: Image, doing: str) -> int:
         finished = _ask(worker, "check", image)
         if finished.status in (1, 2):
             raise JobError(
-                f"cannot {doing}: {image.path} is corrupt or cut off ({_said(finished)}); qemu-img check tells more"
+                f"cannot {doing}: {image.path} is corrupt or cut off ({message_of(finished)}); check tells more"
             )
         if image.cluster_size and b"allocated-clusters" in finished.stdout:
             data = msgspec.json.decode(finished.stdout)["allocated-clusters"] * image.cluster_size
@@ -270,18 +270,50 @@ def convert(
     elif _takes_direct(target.fd):
         argv += ["-t", "none", "-W"]
     argv += ["-r", str(worker.bandwidth)] if worker.bandwidth else []
+    source, written = _node(chain), _node([target, *below])
+    finished = worker.child([*argv, _named(source), _named(written)], on_stdout=_relay(worker, top.size))
+    if finished.status:
+        raise _failure(finished, doing)
+
+
+def _relay(worker: Worker, total: int) -> Callable[[bytes], None]:
+    """What takes the output of -p and tells how many of `total` bytes are done."""
     rest = b""
 
     def relay(piece: bytes) -> None:
         nonlocal rest
         rest = (rest + piece)[-64:]
         if seen := PROGRESS.findall(rest):
-            worker.reached(int(top.size * float(seen[-1]) / 100))
+            worker.reached(int(total * float(seen[-1]) / 100))
 
-    source, written = _node(chain), _node([target, *below])
-    finished = worker.child([*argv, _named(source), _named(written)], on_stdout=relay)
-    if finished.status:
+    return relay
+
+
+def compare(worker: Worker, one: Sequence[Image], other: Sequence[Image], *, strict: bool, doing: str) -> Finished:
+    """Ended with status 0 or 1 (they differ, as its output says); progress up to the larger size is told.
+
+    qemu-img compare has no limit of its own: each image is read through one.
+    """
+    argv = ["qemu-img", "compare", "-p", *(["-s"] if strict else [])]
+    nodes = [_node(one), _node(other)]
+    if worker.bandwidth:
+        for name in ("limit0", "limit1"):
+            argv += ["--object", f"throttle-group,id={name},limits.bps-read={worker.bandwidth}"]
+        nodes = [
+            {"driver": "throttle", "throttle-group": f"limit{number}", "file": node}
+            for number, node in enumerate(nodes)
+        ]
+    total = max(one[0].size, other[0].size)
+    finished = worker.child([*argv, *map(_named, nodes)], on_stdout=_relay(worker, total))
+    if finished.status > 1:
         raise _failure(finished, doing)
+    return finished
+
+
+def check(worker: Worker, image: Image, repair: str | None) -> Finished:
+    """Look through the tables, and repair them: "leaks" or "all"; to be judged by the caller."""
+    argv = ["qemu-img", "check", "--output=json", *(["-r", repair] if repair else []), _named(_node([image]))]
+    return worker.child(argv)
 
 
 def send(worker: Worker, chain: Sequence[Image], socket: int, *, doing: str, on_tick: Callable[[], None]) -> None:
@@ -338,14 +370,14 @@ def _ask(worker: Worker, verb: str, image: Image, on_stdout: Callable[[bytes], N
     return worker.child(argv, on_stdout=on_stdout, descriptors=[image.fd])
 
 
-def _said(finished: Finished) -> str:
+def message_of(finished: Finished) -> str:
     """Its last line without names that mean nothing to a reader."""
     line = finished.last_line().removeprefix("qemu-img: ")
     return re.sub(r"(Could not open )?'?(json:\{.*\}|/proc/self/fd/\d+)'?(: )?", "", line)
 
 
 def _failure(finished: Finished, doing: str, advice: str = "") -> JobError:
-    said = _said(finished)
+    said = message_of(finished)
     text = f"cannot {doing}: {said}{advice}"
     if any(words in said for words in NO_SPACE_WORDS):
         return NoSpace(text)

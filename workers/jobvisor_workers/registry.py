@@ -21,8 +21,10 @@ GROUP = "jobvisor.jobtypes"
 
 #: name → (module and class, one line of help), so that a list can be shown without importing.
 BUILT_IN = {
+    "check": ("jobvisor_workers.jobs.check:Check", "Look through the tables of an image, and repair them."),
     "checksum": ("jobvisor_workers.jobs.checksum:Checksum", "Compute the digest of a volume."),
     "clone": ("jobvisor_workers.jobs.clone:Clone", "Copy a volume to a new one of the same format."),
+    "compare": ("jobvisor_workers.jobs.compare:Compare", "Compare what a guest sees in two volumes."),
     "resize": ("jobvisor_workers.jobs.resize:Resize", "Change the capacity of a volume."),
     "wipe": ("jobvisor_workers.jobs.wipe:Wipe", "Overwrite a volume so that its data cannot be read back."),
 }

@@ -262,7 +262,7 @@ def _declared(job: JobType, request: Request) -> dict[tuple[str, Access], None]:
             if not replace:
                 advice = ", or add --replace" if hasattr(job, "replace") else ""
                 raise JobError(f"cannot {request.type} to {path}: it exists already; choose another name{advice}")
-        wanted[path, resource.access] = None
+        wanted[path, resource.access_with(msgspec.structs.asdict(job))] = None
     return wanted
 
 

@@ -56,11 +56,7 @@ class Checksum(JobType, tag="checksum"):
         chain = chains.open_chain(worker, self.volume, self.format, self._doing)
         if not all(worker.is_locked(image.path) for image in chain):
             return
-        for image in chain:
-            if image.encrypted or image.format == "luks":
-                raise JobError(f"cannot {self._doing}: {image.path} is encrypted; its content needs a key")
-            if not image.plain:
-                qemu_img.sound(worker, image, self._doing)
+        chains.check_readable(worker, chain, self._doing)
 
     def run(self, worker: Worker) -> dict[str, Any]:
         volume = worker.volume(self.volume)
