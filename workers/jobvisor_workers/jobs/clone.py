@@ -8,17 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Meta
 
 from jobvisor_workers import chain as chains
-from jobvisor_workers import qemu_img, room
-from jobvisor_workers.data import copy, libc
+from jobvisor_workers import making, qemu_img, room
+from jobvisor_workers.data import copy
 from jobvisor_workers.data.extents import allocated
-from jobvisor_workers.data.window import MIB, Window
-from jobvisor_workers.errors import BadArgument, NoSpace, from_os_error
+from jobvisor_workers.data.window import Window
+from jobvisor_workers.errors import BadArgument, NoSpace
 from jobvisor_workers.jobtype import READ, JobType, new_volume, volume
-from jobvisor_workers.qemu_img import Format, Image
+from jobvisor_workers.qemu_img import STREAM, Format, Image
 from jobvisor_workers.worker import Volume, Worker
-
-#: Bytes written back at a time in the phase "sync", so that an abort does not wait for all of it.
-STEP = 32 * MIB
 
 
 class Clone(JobType, tag="clone"):
@@ -59,10 +56,10 @@ class Clone(JobType, tag="clone"):
             other = "--sparse" if self.sparse else "--no-sparse"
             raise BadArgument(f"cannot {self._doing} with --reflink and {other}: what is shared keeps its layout")
         chain = chains.open_chain(worker, self.source, self.format, self._doing)
-        self._refuse_own_chain(chain)
+        making.refuse_own_chain(chain, self.target, self._doing)
         if not all(worker.is_locked(image.path) for image in chain):
             return
-        top, device = chain[0], self._device(worker)
+        top, device = chain[0], making.device_of(worker, self.target)
         if not top.plain:
             data = qemu_img.sound(worker, top, self._doing)
         elif self.sparse is False:
@@ -77,24 +74,14 @@ class Clone(JobType, tag="clone"):
 
     def run(self, worker: Worker) -> dict[str, Any]:
         chain = chains.open_chain(worker, self.source, self.format, self._doing)
-        device = self._device(worker)
-        space: int | None = None
-        try:
-            if device:
-                worker.abort_effect = f"partly overwritten: {self.target} holds neither its old content nor the clone"
-                method = self._fill(worker, chain, device.fd, None)
-                os.fsync(device.fd)
-            else:
-                with worker.create(self.target, replace=self.replace) as output:
-                    method = self._fill(worker, chain, output.fd, output.directory_path)
-                space = os.fstat(output.fd).st_blocks * 512
-        except BaseException as error:
-            # What an abort would leave is now what it did leave.
-            if worker.abort_effect:
-                worker.warn(worker.abort_effect)
-            if isinstance(error, OSError):
-                raise from_os_error(error, f"{self._doing} to {self.target}")
-            raise
+        method, space = making.make(
+            worker,
+            self.target,
+            self.replace,
+            lambda target, directory: self._fill(worker, chain, target, directory),
+            what="the clone",
+            doing=self._doing,
+        )
         return {
             "source": self.source,
             "target": self.target,
@@ -108,22 +95,7 @@ class Clone(JobType, tag="clone"):
     def _doing(self) -> str:
         return f"clone {self.source}"
 
-    def _device(self, worker: Worker) -> Volume | None:
-        if not worker.is_locked(self.target):
-            return None
-        target = worker.volume(self.target)
-        return target if target.kind == "block" else None
-
     # --- before the first byte -------------------------------------------------------------------------------
-
-    def _refuse_own_chain(self, chain: list[Image]) -> None:
-        try:
-            target = os.stat(self.target)
-        except OSError:
-            return
-        for image in chain[1:]:
-            if os.path.samestat(target, os.stat(image.path)):
-                raise BadArgument(f"cannot {self._doing} to {self.target}: the source is based on it")
 
     def _check_device(self, worker: Worker, top: Image, device: Volume, data: int) -> None:
         if not top.plain and top.format != "qcow2":
@@ -141,7 +113,7 @@ class Clone(JobType, tag="clone"):
             )
 
     def _check_directory(self, top: Image, data: int) -> None:
-        directory = os.path.dirname(os.path.realpath(self.target) if self.replace else self.target)
+        directory = making.directory_of(self.target, self.replace)
         room.check_writable(self.target, directory)
         sharing = self.reflink or (top.plain and self.reflink is None and room.may_share(top.fd, directory))
         if self.sparse or sharing:
@@ -172,21 +144,15 @@ class Clone(JobType, tag="clone"):
         if top.plain or self.reflink:
             return self._copy(worker, top, target, backing)
         worker.phase("copy", total=top.size)
-        header = qemu_img.empty(worker, top, backing, self._doing)
-        try:
-            length, device = os.fstat(header).st_size, directory is None
-            copy.copy(header, target, length, sparse=not device, reflink=False, advance=_ignore, window=None)
-        finally:
-            os.close(header)
+        options = qemu_img.options_of(top)
+        header = qemu_img.empty(worker, self.source, top.format, top.size, options, backing, self._doing)
+        length = os.fstat(header).st_size
+        making.lay_out(header, target)
         written = Image(self.target, target, top.format, top.size, length, backing=top.backing)
-        qemu_img.convert(worker, [top, *chain[1:]], written, fill=self.sparse is False, doing=self._doing)
+        packed = top.details.get("create-type") == STREAM
+        qemu_img.convert(worker, chain, written, fill=self.sparse is False, compress=packed, doing=self._doing)
         worker.reached(top.size)
-        worker.phase("sync")
-        window = Window(target, STEP)
-        for offset in range(0, libc.size_of(target), STEP):
-            window.note(offset, STEP)
-            worker.reached(0)
-        window.finish()
+        making.write_back(worker, target)
         return "qemu-img"
 
     def _copy(self, worker: Worker, top: Image, target: int, backing: tuple[str, str] | None) -> str:
@@ -205,7 +171,3 @@ class Clone(JobType, tag="clone"):
             qemu_img.rename_backing(worker, target, top.format, backing, self._doing)
         worker.phase("sync")
         return method
-
-
-def _ignore(_count: int) -> None:
-    pass

@@ -1,0 +1,92 @@
+"""What job types that make a volume from another one share: where it goes, and what holds at its end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from jobvisor_workers.data import copy, libc
+from jobvisor_workers.data.window import MIB, Window
+from jobvisor_workers.errors import BadArgument, from_os_error
+
+if TYPE_CHECKING:
+    from jobvisor_workers.qemu_img import Image
+    from jobvisor_workers.worker import Volume, Worker
+
+#: Bytes written back at a time in the phase "sync", so that an abort does not wait for all of it.
+STEP = 32 * MIB
+
+
+def device_of(worker: Worker, target: str) -> Volume | None:
+    """The target if it is a block device to be given up; None for a file to be made."""
+    if not worker.is_locked(target):
+        return None
+    volume = worker.volume(target)
+    return volume if volume.kind == "block" else None
+
+
+def directory_of(target: str, replace: bool) -> str:
+    """Where the file is made: with --replace what a link leads to is replaced."""
+    return os.path.dirname(os.path.realpath(target) if replace else target)
+
+
+def refuse_own_chain(chain: Sequence[Image], target: str, doing: str) -> None:
+    """Raises BadArgument when `target` is a backing file of what is read."""
+    try:
+        there = os.stat(target)
+    except OSError:
+        return
+    for image in chain[1:]:
+        if os.path.samestat(there, os.stat(image.path)):
+            raise BadArgument(f"cannot {doing} to {target}: the source is based on it")
+
+
+def make(
+    worker: Worker, target: str, replace: bool, fill: Callable[[int, str | None], str], *, what: str, doing: str
+) -> tuple[str, int | None]:
+    """Let `fill` write a new file, or a device; returns what it returned, and the bytes allocated to a file.
+
+    fill(descriptor, directory): directory is None for a device. It is durable afterwards. `what`: such as "the clone".
+    """
+    space: int | None = None
+    try:
+        if device := device_of(worker, target):
+            worker.abort_effect = f"partly overwritten: {target} holds neither its old content nor {what}"
+            method = fill(device.fd, None)
+            os.fsync(device.fd)
+        else:
+            with worker.create(target, replace=replace) as output:
+                method = fill(output.fd, output.directory_path)
+            space = os.fstat(output.fd).st_blocks * 512
+    except BaseException as error:
+        # What an abort would leave is now what it did leave.
+        if worker.abort_effect:
+            worker.warn(worker.abort_effect)
+        if isinstance(error, OSError):
+            raise from_os_error(error, f"{doing} to {target}")
+        raise
+    return method, space
+
+
+def lay_out(container: int, target: int) -> None:
+    """Copy an empty container, made in memory, to the beginning of the target; closes it."""
+    try:
+        length, device = os.fstat(container).st_size, libc.is_block_device(target)
+        copy.copy(container, target, length, sparse=not device, reflink=False, advance=_ignore, window=None)
+    finally:
+        os.close(container)
+
+
+def write_back(worker: Worker, target: int) -> None:
+    """The phase "sync": bring to the disk what a program wrote, but for the metadata."""
+    worker.phase("sync")
+    window = Window(target, STEP)
+    for offset in range(0, libc.size_of(target), STEP):
+        window.note(offset, STEP)
+        worker.reached(0)
+    window.finish()
+
+
+def _ignore(_count: int) -> None:
+    pass
