@@ -7,22 +7,30 @@ from typing import TYPE_CHECKING
 
 from jobvisor_workers import qemu_img
 from jobvisor_workers.errors import JobError, from_os_error
-from jobvisor_workers.jobtype import READ
+from jobvisor_workers.jobtype import READ, WRITE
 from jobvisor_workers.resources.path import kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from jobvisor_workers.qemu_img import Image
     from jobvisor_workers.worker import Worker
 
 
-def open_chain(worker: Worker, path: str, format: str | None, doing: str) -> list[Image]:
+def open_chain(
+    worker: Worker,
+    path: str,
+    format: str | None,
+    doing: str,
+    *,
+    written: Callable[[int, os.stat_result], bool] = lambda _depth, _facts: False,
+) -> list[Image]:
     """The locked volume `path` as an image, and below it its backing files, nearest first.
 
-    Those not yet locked are asked for (READ), and their descriptors in the result are closed: it is good for use when
-    `is_locked` is true for all of them, which the runtime sees to between `plan` and `run`. Raises JobError for a file
-    that is missing, that leads back into the chain, or that is not on this machine.
+    Those not yet locked are asked for (READ, or WRITE if `written` says so; the nearest one has depth 1), and their
+    descriptors in the result are closed: it is good for use when `is_locked` is true for all of them, which the runtime
+    sees to between `plan` and `run`. Raises JobError for a file that is missing, that leads back into the chain, or
+    that is not on this machine.
     """
     volume = worker.volume(path)
     chain = [qemu_img.look(worker, path, volume.fd, format, doing)]
@@ -38,7 +46,7 @@ def open_chain(worker: Worker, path: str, format: str | None, doing: str) -> lis
             raise JobError(f"cannot {doing}: its backing chain is a loop: {overlay.path} leads back to {below}")
         kind_of(facts, f"{doing}, whose backing file is {below}")
         seen.add(_identity(facts))
-        worker.lock(below, READ)
+        worker.lock(below, WRITE if written(len(chain), facts) else READ)
         chain.append(_look_below(worker, below, overlay.backing_format, doing))
     return chain
 

@@ -307,6 +307,17 @@ def convert(
         raise _failure(finished, doing)
 
 
+def commit(worker: Worker, chain: Sequence[Image], base: Image, doing: str) -> None:
+    """Write what the guest sees above `base`, one of chain[1:], into it; chain[0] stays as it was."""
+    argv = ["qemu-img", "commit", "-p", "-d", "-t", "none" if _takes_direct(base.fd) else "writeback"]
+    # Without -b, which needs a name: of the base it knows only how it was opened.
+    argv += [] if base is chain[1] else ["-b", f"/proc/self/fd/{base.fd}"]
+    argv += ["-r", str(worker.bandwidth)] if worker.bandwidth else []
+    finished = worker.child([*argv, _named(_node(chain))], on_stdout=_relay(worker, chain[0].size))
+    if finished.status:
+        raise _failure(finished, doing)
+
+
 def _relay(worker: Worker, total: int) -> Callable[[bytes], None]:
     """What takes the output of -p and tells how many of `total` bytes are done."""
     rest = b""

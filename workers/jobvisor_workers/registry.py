@@ -25,6 +25,7 @@ BUILT_IN = {
     "checksum": ("jobvisor_workers.jobs.checksum:Checksum", "Compute the digest of a volume."),
     "clone": ("jobvisor_workers.jobs.clone:Clone", "Copy a volume to a new one of the same format."),
     "compare": ("jobvisor_workers.jobs.compare:Compare", "Compare what a guest sees in two volumes."),
+    "commit": ("jobvisor_workers.jobs.commit:Commit", "Write an overlay's data into its backing file."),
     "convert": ("jobvisor_workers.jobs.convert:Convert", "Copy a volume to a new one of another format."),
     "resize": ("jobvisor_workers.jobs.resize:Resize", "Change the capacity of a volume."),
     "wipe": ("jobvisor_workers.jobs.wipe:Wipe", "Overwrite a volume so that its data cannot be read back."),
