@@ -275,7 +275,7 @@ def test_an_outsiders_term_is_told_with_its_sender(supervisor: Supervisor, room:
     assert final.ended_by.pid == os.getpid()
 
 
-@pytest.mark.parametrize("name", ["clone", "wipe", "checksum", "compare", "convert", "resize"])
+@pytest.mark.parametrize("name", ["clone", "wipe", "checksum", "compare", "convert", "delete", "resize"])
 @pytest.mark.parametrize("format", ["raw", "qcow2"])
 def test_the_built_in_types_work_for_a_user(supervisor: Supervisor, room: Path, name: str, format: str) -> None:
     core = supervisor._core
@@ -290,6 +290,7 @@ def test_the_built_in_types_work_for_a_user(supervisor: Supervisor, room: Path, 
         "checksum": {"volume": str(image), "content": True},
         "wipe": {"volume": str(image)},
         "convert": {"source": str(image), "target": str(room / "made"), "output_format": "qcow2"},
+        "delete": {"volume": str(image), "zeroed": True},
         "compare": {"first": str(image), "second": str(other)},
         "resize": {"volume": str(image), "capacity": 2 << 20},
     }

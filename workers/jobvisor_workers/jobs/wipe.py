@@ -40,11 +40,7 @@ class Wipe(JobType, tag="wipe"):
 
     def plan(self, worker: Worker) -> None:
         target = worker.volume(self.volume)
-        if reason := overwrite.cow_reason(target.fd):
-            worker.warn(f"old blocks of {self.volume} may live on: {reason}")
-        links = os.fstat(target.fd).st_nlink
-        if target.kind == "file" and links > 1:
-            worker.warn(f"{self.volume} has {links} names (hard links): it is wiped under all of them")
+        warn_of_copies(worker, target)
         if self.algorithm == "trim":
             worker.warn(f"trim does not overwrite {self.volume}: the storage may keep the old data")
 
@@ -74,12 +70,21 @@ class Wipe(JobType, tag="wipe"):
         for number, step in enumerate(passes, 1):
             name = f"pass {number} of {len(passes)}"
             worker.phase(f"{name}: {step.name}", total=total if number == 1 else None)
-            overwrite.run_pass(target.fd, target.size, step, advance=_telling(worker, name, target.size))
+            overwrite.run_pass(target.fd, target.size, step, advance=telling(worker, name, target.size))
         verified = any(step.kind == "verify" for step in passes)
         return {"passes": len(passes), "overwritten": True, "verified": verified}
 
 
-def _telling(worker: Worker, name: str, size: int) -> Callable[[int], None]:
+def warn_of_copies(worker: Worker, target: Volume) -> None:
+    """What overwriting does not reach, and what it reaches beside the name that was given."""
+    if reason := overwrite.cow_reason(target.fd):
+        worker.warn(f"old blocks of {target.path} may live on: {reason}")
+    links = os.fstat(target.fd).st_nlink
+    if target.kind == "file" and links > 1:
+        worker.warn(f"{target.path} has {links} names (hard links): it is wiped under all of them")
+
+
+def telling(worker: Worker, name: str, size: int) -> Callable[[int], None]:
     """worker.advance that also keeps abort_effect up to date."""
     done, due = 0, 0.0
 

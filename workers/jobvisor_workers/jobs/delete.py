@@ -1,0 +1,113 @@
+"""The job type `delete`."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from typing import Annotated, Any, ClassVar, Literal
+
+from msgspec import Meta
+
+from jobvisor_workers import jobtype
+from jobvisor_workers.data import overwrite
+from jobvisor_workers.data.passes import PASSES
+from jobvisor_workers.errors import BadArgument, JobError, from_os_error
+from jobvisor_workers.jobs.wipe import telling, warn_of_copies
+from jobvisor_workers.jobtype import WRITE, JobType
+from jobvisor_workers.output import remove_if_same, sync_directory
+from jobvisor_workers.worker import Worker
+
+#: Of a qcow2: magic, version, and where the backing file's name lies, and how long it is.
+QCOW2 = struct.Struct(">4sIQI")
+LONGEST_NAME = 1023
+
+
+class Delete(JobType, tag="delete"):
+    """Delete a volume.
+
+    With --zeroed its bytes are overwritten with zeroes first. What a VM or another job uses is not deleted, nor what a
+    qcow2 in the same directory has as its backing file; overlays in other places nobody can know.
+    """
+
+    volume: Annotated[str, jobtype.volume("file to delete", WRITE)]
+    zeroed: Annotated[bool, Meta(description="overwrite it with zeroes first")] = False
+    retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
+
+    def plan(self, worker: Worker) -> None:
+        target = worker.volume(self.volume)
+        if target.kind == "block":
+            raise BadArgument(f"cannot {self._doing}: it is a block device, not a file; wipe overwrites it")
+        if os.path.islink(self.volume):
+            raise BadArgument(f"cannot {self._doing}: it is a symbolic link; delete {os.path.realpath(self.volume)}")
+        directory = os.path.dirname(self.volume)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
+            why = "the filesystem is read-only" if read_only else f"permission denied in the directory {directory}"
+            raise JobError(f"cannot {self._doing}: {why}")
+        if overlay := _overlay_of(directory, os.fstat(target.fd)):
+            raise JobError(f"cannot {self._doing}: it is the backing file of {overlay}; rebase or delete that first")
+        if self.zeroed:
+            warn_of_copies(worker, target)
+        elif (links := os.fstat(target.fd).st_nlink) > 1:
+            worker.warn(f"{self.volume} has {links} names (hard links): its data stays under the others")
+
+    def run(self, worker: Worker) -> dict[str, Any]:
+        target = worker.volume(self.volume)
+        directory, name = os.path.split(self.volume)
+        facts = os.fstat(target.fd)
+        try:
+            if self.zeroed:
+                step = PASSES["zero"][0]
+                worker.phase("overwrite", total=target.size)
+                overwrite.run_pass(
+                    target.fd, target.size, step, advance=telling(worker, "overwriting", max(1, target.size))
+                )
+            worker.phase("delete")
+            holder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                remove_if_same(holder, name, facts)
+            finally:
+                os.close(holder)
+            sync_directory(directory)
+        except BaseException as error:
+            if os.fstat(target.fd).st_nlink < facts.st_nlink:
+                worker.warn(f"{self.volume} is deleted")
+            elif worker.abort_effect:
+                worker.warn(f"{self.volume} is {worker.abort_effect}")
+            if isinstance(error, OSError):
+                raise from_os_error(error, self._doing)
+            raise
+        worker.abort_effect = None
+        return {"size": target.size, "zeroed": self.zeroed, "names_left": os.fstat(target.fd).st_nlink}
+
+    @property
+    def _doing(self) -> str:
+        return f"delete {self.volume}"
+
+
+def _overlay_of(directory: str, base: os.stat_result) -> str | None:
+    """A qcow2 in `directory` whose backing file is `base`; those that cannot be read are passed over."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            try:
+                name = _backing_name(entry.path) if entry.is_file(follow_symlinks=False) else None
+                if name and os.path.samestat(os.stat(os.path.join(os.path.dirname(entry.path), name)), base):
+                    return entry.path
+            except (OSError, ValueError):  # gone, not ours to read, or a name with a zero byte
+                continue
+    return None
+
+
+def _backing_name(path: str) -> str | None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        head = os.pread(fd, QCOW2.size, 0)
+        if len(head) < QCOW2.size or not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        magic, _, offset, length = QCOW2.unpack(head)
+        if magic != b"QFI\xfb" or not offset or length > LONGEST_NAME:
+            return None
+        return os.fsdecode(os.pread(fd, length, offset)).removeprefix("file:")
+    finally:
+        os.close(fd)
