@@ -80,7 +80,6 @@ def test_what_is_not_deleted(delete: Run, tmp_path: Path) -> None:
             assert words in (info.errmsg or ""), info.errmsg
     with loop_device(disk) as device:
         assert "is a block device, not a file" in (delete(device).errmsg or "")
-        assert delete(disk).cause == Cause.BUSY
     with vm(disk):
         info = delete(disk, zeroed=True)
         assert (info.cause, "in use by QEMU" in (info.errmsg or "")) == (Cause.BUSY, True)
