@@ -1,7 +1,7 @@
 """The daemon: a supervisor, its API, and a reason to stay.
 
-Jobs do not depend on it. It leaves when told (SIGTERM, SIGINT), or when it has been without job and client for long;
-the next one adopts what runs.
+Jobs do not depend on it. It leaves when told (SIGTERM, SIGINT, SIGHUP), or when it has been without job and client for
+long; the next one adopts what runs.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def run(config: Config, ready: Callable[[str], None]) -> None:
     _name_process()
     wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     supervisor = Supervisor(config.home, types=config.types)
     inhibitor = Inhibitor(supervisor._core, _note)

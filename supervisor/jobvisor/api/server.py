@@ -23,6 +23,7 @@ from jobvisor.api.context import Context
 from jobvisor.api.peer import HEAD_MAX, Clients, Peer
 from jobvisor.core import Core
 from jobvisor.errors import HomeUnusable, UsageError
+from jobvisor.places import socket_of
 
 BACKLOG = 1024
 #: Seconds that an idle connection is kept for the client's next request.
@@ -61,7 +62,7 @@ class Serving:
         idle: float | None = None,
     ) -> None:
         """`path`: by default run/api.sock in the home; `group`: may connect too; `idle`: told to clients."""
-        self.path = Path(path) if path is not None else core.home.run / "api.sock"
+        self.path = Path(path if path is not None else socket_of(str(core.home.path)))
         self.clients = Clients()
         self._core, self._idle = core, idle
         self._gid = None if group is None else _gid(group)
