@@ -60,7 +60,8 @@ class Block(NamedTuple):
     text: str
 
     def steps(self) -> Iterator[Step]:
-        prompt, typed, shown = "", "", []
+        prompt, typed = "", ""
+        shown: list[str] = []
         for line in self.text.splitlines():
             begun = PROMPT.match(line)
             if begun:
