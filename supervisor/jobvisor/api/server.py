@@ -30,6 +30,8 @@ BACKLOG = 1024
 KEEP_ALIVE = 15
 #: Seconds in which a connection that was made is surely accepted by the event loop.
 SETTLE = 0.02
+#: From accept to connection_made, and from abort to connection_lost, the event loop turns less often than this.
+TURNS = 6
 #: Seconds that answers on their way get when the server leaves.
 FAREWELL = 1
 
@@ -48,6 +50,15 @@ class Server(uvicorn.Server):
     async def main_loop(self) -> None:
         await self.on_tick(0)
         await self.stop.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Who was accepted gets a protocol first: asyncio loses a connection that finds its server closed."""
+        loop = asyncio.get_running_loop()
+        for listener in sockets or []:
+            loop.remove_reader(listener.fileno())
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        await super().shutdown(sockets)
 
 
 class Serving:
@@ -150,10 +161,15 @@ class Serving:
         try:
             await self._server.serve(sockets=[self._listener])
         finally:
-            for connection in list(self._server.server_state.connections):  # its client does not read
+            await self._cut_off(self._server)
+            self._context.close()
+
+    async def _cut_off(self, server: Server) -> None:
+        """End the connections whose clients do not read."""
+        for _ in range(TURNS):
+            for connection in list(server.server_state.connections):
                 connection.transport.abort()
             await asyncio.sleep(0)
-            self._context.close()
 
     def _leave(self) -> None:
         assert self._context
