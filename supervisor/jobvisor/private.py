@@ -24,7 +24,8 @@ class PrivateSupervisor(Supervisor):
         """Raises HomeUnusable."""
         parent = Path(default_home(), "private")
         try:
-            parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for directory in (parent.parent, parent):  # a mode is not given to what parents=True makes on the way
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise HomeUnusable(str(parent), error.strerror or str(error))
         tidy(str(parent))

@@ -183,3 +183,14 @@ time.sleep(60)
     with Supervisor(tmp_path / "home", types=["support.deaf_types"]) as supervisor:
         assert supervisor.job(9).wait(10).signal == 9
         supervisor.close(abort=True)
+
+
+def test_the_home_of_one_command_is_its_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOBVISOR_HOME", str(tmp_path / "state" / "home"))
+    before = os.umask(0)
+    try:
+        with PrivateSupervisor() as supervisor:
+            directories = [Path(supervisor.home), *Path(supervisor.home).parents][:3]
+            assert [path.stat().st_mode & 0o777 for path in directories] == [0o700] * 3
+    finally:
+        os.umask(before)
