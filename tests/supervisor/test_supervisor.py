@@ -16,6 +16,7 @@ from jobvisor import (
     Supervisor,
     Unreachable,
 )
+from jobvisor.private import PrivateSupervisor
 from jobvisor.testing import wait_until
 
 
