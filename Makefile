@@ -52,6 +52,8 @@ mkfs.xfs            test   xfsprogs           xfsprogs
 mkfs.btrfs          test   btrfs-progs        btrfs-progs
 losetup             test   mount              util-linux
 flock               test   util-linux         util-linux
+curl                test   curl               curl
+jq                  test   jq                 jq
 bindfs              test   bindfs             bindfs
 fusermount3         test   fuse3              fuse3
 strace              test   strace             strace

@@ -47,10 +47,14 @@ def progress_line(what: str, info: JobInfo) -> str:
 
 
 def ending(what: str, info: JobInfo, abort_effect: str | None) -> str:
-    """The last line of a job that did not fail; `abort_effect`: what it last said an abort would leave."""
+    """The last line of a job that did not fail; `abort_effect`: what it last said an abort would leave.
+
+    Job types that were interrupted in their work say it in a warning, which is not repeated.
+    """
     seconds = info.time_elapsed / 1000
     if info.state is State.ABORTED:
-        return f"{what} aborted after {show_time(seconds)}" + (f": {abort_effect}" if abort_effect else "")
+        left = abort_effect and not any(text.endswith(abort_effect) for text in info.warnings)
+        return f"{what} aborted after {show_time(seconds)}" + (f": {abort_effect}" if left else "")
     if info.result and info.result.get("dry_run"):
         return f"{what}: all checks passed; nothing was done (--dry-run)"
     measured = ""

@@ -1,36 +1,22 @@
-"""The documents say what is so: the page of states is what its generator makes, and all that is shown is run.
-
-In README.md and docs/: a `console` block is typed at a real terminal, the keys ^Z and ^C included, and what it shows
-must come, in its order, but for figures. A `python` block that begins with the name of a file becomes that file, and is
-given to pytest if its name says so; any other is run. A `toml` block is what an installed package declares.
-"""
+"""The documents say what is so: the page of states is what its generator makes, and all that is shown is run."""
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
-import signal
-import subprocess
-import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from jobvisor.testing import wait_until
-from support.terminal import CTRL_C, CTRL_Z, Terminal, bash
+from jobvisor import autostart, store
+from jobvisor.api import call, context, peer, problems, server, sse
+from support.desk import Desk, at_desk
+from support.transcript import SIZES, VARIES, blocks_of
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Those that show something to run.
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("job-types", "library", "embedding", "locks", "testing"))]
-MIB = 1 << 20
-PROMPT = r"\n\$ $"
-#: A bar that shows how far the job is: the time to press a key.
-BAR = r"━[^\r\n]* \d+\.\d%"
-KEYS = {"^C": CTRL_C, "^Z": CTRL_Z}
+#: Those that show something to run; the sessions of a page are at one terminal.
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ("api", "job-types", "library", "embedding", "locks", "testing"))]
 
 
 def test_the_page_of_states_is_up_to_date() -> None:
@@ -46,139 +32,40 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_shows_is_so(page: str, desk: Desk) -> None:
-    blocks = list(blocks_of(ROOT / page))
+    blocks = [block for each in blocks_of(ROOT / page).values() for block in each]
     assert blocks, "the fences are not found any more"
-    for block in blocks:
-        desk.do(block)
+    with desk.shell(columns=200) as shell:
+        shell.varies = [*VARIES, SIZES]
+        for block in blocks:
+            desk.do(block, shell)
 
 
-class Block(NamedTuple):
-    """A fenced block; `where` names the page and its line."""
-
-    where: str
-    language: str
-    text: str
-
-
-def blocks_of(page: Path) -> Iterator[Block]:
-    content = page.read_text()
-    for found in re.finditer(r"^```(\w+)\n(.*?)^```$", content, re.MULTILINE | re.DOTALL):
-        line = content.count("\n", 0, found.start()) + 1
-        yield Block(f"{page.name}:{line}", found[1], found[2])
+def test_the_page_of_the_api_has_every_problem() -> None:
+    in_library = {(kind.code, status) for kind, status in problems.STATUS.items()}
+    source = "".join(path.read_text() for path in (ROOT / "supervisor/jobvisor/api").glob("*.py"))
+    in_source = {(code, int(status)) for status, code in re.findall(r'\b([45]\d\d), "([a-z]+(?:-[a-z]+)*)"', source)}
+    in_http = {("not-found", 404), ("bad-request", 400)}  # with the status that HTTP's own error has
+    rows = re.findall(r"^\| (`[a-z-]+`(?:, `[a-z-]+`)*) \| (\d{3})", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    shown = {(code, int(status)) for codes, status in rows for code in re.findall("[a-z-]+", codes)}
+    assert shown == in_library | in_source | in_http
 
 
-class Desk:
-    """A directory with the images that the documents speak of, and a terminal in it."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        python_path = [str(directory), os.environ.get("PYTHONPATH", "")]
-        self.environment = os.environ | {
-            "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]),
-            "PYTHONPATH": os.pathsep.join(filter(None, python_path)),
-            "JOBVISOR_HOME": str(directory / "home"),
-            "LC_ALL": "C.UTF-8",
-        }
-        self._run("qemu-img", "create", "-q", "-f", "qcow2", "base.qcow2", "64M")
-        self._run("qemu-io", "-c", "write -q -P 1 1M 20M", "base.qcow2")
-        for name in ("old.img", "disk.raw"):
-            with open(directory / name, "wb") as file:
-                file.write(os.urandom(3 * MIB + 5))
-                file.truncate((256 if name == "old.img" else 64) * MIB)
-
-    def do(self, block: Block) -> None:
-        match block.language:
-            case "console":
-                with bash(self.environment, str(self.directory), columns=200) as terminal:
-                    play(block, terminal, str(self.directory))
-            case "toml":
-                self._declare(tomllib.loads(block.text))
-            case "python" if name := re.match(r"# (\w+\.py)\n", block.text):
-                (self.directory / name[1]).write_text(block.text)
-                if name[1].startswith("test_"):
-                    assert " passed" in self._run(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", name[1])
-            case "python":
-                self._run(sys.executable, "-W", "error", "-c", block.text, where=block.where)
-
-    def stop_daemon(self) -> None:
-        """The one that the first command started."""
-        if (self.directory / "home/run/api.sock").exists():
-            self._run("jobvisor", "daemon", "--stop")
-
-    def processes(self) -> list[int]:
-        """Whatever was started here, by its environment."""
-        mark = f"JOBVISOR_HOME={self.directory}".encode()
-        found = []
-        for name in os.listdir("/proc"):
-            try:
-                if name.isdigit() and mark in Path("/proc", name, "environ").read_bytes():
-                    found.append(int(name))
-            except OSError:
-                pass
-        return found
-
-    def _declare(self, project: dict[str, dict[str, dict[str, dict[str, str]]]]) -> None:
-        """What pip would have written for a package with these entry points."""
-        metadata = self.directory / "documents-1.0.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: documents\nVersion: 1.0\n")
-        lines = []
-        for group, points in project["project"]["entry-points"].items():
-            lines += [f"[{group}]", *(f"{name} = {where}" for name, where in points.items())]
-        (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")
-
-    def _run(self, *argv: str, where: str = "") -> str:
-        done = subprocess.run(
-            argv, cwd=self.directory, env=self.environment, timeout=60,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{where}\n{done.stdout}"
-        return done.stdout
-
-
-def play(block: Block, terminal: Terminal, directory: str) -> None:
-    """Type what the block types; the lines that it shows must come, in their order, maybe with others between them."""
-    for session in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
-        command, *lines = session.splitlines()
-        begin = len(terminal.seen)
-        terminal.keys(command + "\n")
-        for line in lines:
-            if line in KEYS:
-                terminal.expect(BAR)
-                terminal.keys(KEYS[line])
-        terminal.expect(PROMPT)
-        shown = terminal.seen[begin:]
-        rest = iter([without_figures(line) for line in re.split(r"[\r\n]+", shown.replace(directory, "/v"))])
-        for line in lines:
-            shows = line in KEYS or without_figures(line) in rest
-            assert shows, f"{block.where}: {command}\ndoes not show, in this place: {line}\nbut: {shown}"
-
-
-def without_figures(line: str) -> str:
-    """What does not depend on the machine: no figures, no units, no bar nor what stands behind it."""
-    line = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", line)
-    if line.isdigit():  # an exit code
-        return line
-    line = re.sub(r"[━╸╺].*", "━", line)
-    line = re.sub(r"\b[0-9a-f]{64}\b", "DIGEST", line)
-    line = re.sub(r"\d+(\.\d+)?", "0", line)
-    return re.sub(r"\b(B|[KMGT]iB)\b", "B", line).rstrip()
+def test_the_page_of_the_api_has_the_limits_that_there_are() -> None:
+    page = " ".join((ROOT / "docs/api.md").read_text().split())
+    for limit in (
+        f"| head of a request | {peer.HEAD_MAX} bytes, within {peer.HEAD_TIME:g} s |",
+        f"| JSON body | {call.BODY_MAX} bytes, within {call.BODY_TIME:g} s;",
+        f"| idle connection | closed after {server.KEEP_ALIVE} s |",
+        f"{peer.CONNECTIONS_MAX} connections, {context.STREAMS_MAX} event streams, {context.PIPES_MAX} inputs and",
+        f"look at files {context.TURNS} are worked on at a time",
+        f"a comment every {sse.COMMENT:g} s",
+        f"leaves {autostart.IDLE:g} s after its last job",
+        f"The last {store.EVENTS_KEPT:,} are kept",
+    ):
+        assert limit in page, limit
 
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
-    """Afterwards no process, no private home and no temporary file is left of what was shown."""
-    desk = Desk(tmp_path)
-    try:
+    with at_desk(tmp_path) as desk:
         yield desk
-        desk.stop_daemon()
-        wait_until(lambda: not desk.processes(), 10, "the end of what was started")
-    finally:
-        for pid in desk.processes():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-    private = tmp_path / "home/private"
-    assert not private.exists() or not os.listdir(private)
-    assert not list(tmp_path.glob(".jobvisor-*"))

@@ -6,7 +6,7 @@ one. Every other line is what is on the screen once the next prompt is there: al
 A line with a bar is drawn over and over, and gone at the end; it must have been on the screen before.
 
 Only this may be different: figures that `VARIES` names, the directory (printed as /v), how wide a gap is, a bar and
-what stands behind it. In JSON `,…` stands for what is left out.
+what stands behind it. In JSON `…` behind a comma or a colon stands for what is left out.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Shell:
         assert agrees, f"{where}: $ {step.typed}\nshows:\n{chr(10).join(expected)}\nbut came:\n{chr(10).join(left)}"
 
     def _matches(self, expected: str, found: str) -> bool:
-        parts = [re.escape(self._plain(part)) for part in re.split(r"(?<=,)…", expected)]
+        parts = [re.escape(self._plain(part)) for part in re.split(r"(?<=[,:])…", expected)]
         return re.fullmatch(".*".join(parts), found) is not None
 
     def _plain(self, line: str) -> str:
