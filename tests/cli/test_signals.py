@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from jobvisor_cli.attached import SAME_REQUEST
-from jobvisor_cli.signals import Inbox
+from jobvisor_cli.signals import TAKEN, Inbox
 from support.command import Cli, both_ways, with_daemon, without_daemon
 from support.lock_scenes import wait_until
 
@@ -342,6 +343,16 @@ def test_an_abort_that_came_too_late_is_told_as_it_was(cli: Cli) -> None:
     assert os.path.exists(cli.path("new"))
 
 
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """An Inbox leaves the signals as a shell has them: with its SIGPIPE a later test would end the whole run."""
+    before = {number: signal.getsignal(number) for number in (INT, TERM, HUP, TSTP, *TAKEN, signal.SIGPIPE)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("own_signals")
 def test_news_between_two_looks_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread nudges just as the pipe is read: the mark must not stay set with nothing in the pipe."""
     read = os.read
