@@ -156,7 +156,7 @@ def conclude(
     if result:
         changes |= _progress(result)
     late = late or bool(exit_ and exit_.asked == "time-limit")
-    changes |= _verdict(result, exit_, commit, asked=asked, late=late, lost=lost, job=base.id)
+    changes |= _verdict(result, exit_, commit, asked=asked, late=late, lost=lost)
     if changes["state"] is State.COMPLETED and base.data_total is not None and not result:
         changes |= {"data_processed": base.data_total, "data_remaining": 0}
     started = base.started or base.created
@@ -186,7 +186,6 @@ def _verdict(
     asked: bool,
     late: bool,
     lost: str | None,
-    job: int,
 ) -> dict[str, Any]:
     asked = asked or bool(exit_ and exit_.asked == "abort")
     if result and result.outcome == "completed":
@@ -194,7 +193,7 @@ def _verdict(
     if commit and not result:
         return {"state": State.COMPLETED, "result": commit.result}
     if late:
-        return _failed(Cause.TIME_LIMIT, f"job {job} was ended by its time limit")
+        return _failed(Cause.TIME_LIMIT, "the time limit ended it")
     if result and result.outcome == "aborted":
         sender = result.sender
         if asked or sender is None:
