@@ -42,3 +42,8 @@ def test_two_admins(tmp_path: Path) -> None:
     with at_desk(tmp_path) as desk, desk.shell() as one, desk.shell() as other:
         desk.do(first, one)
         desk.do(second, other)
+
+
+def test_80_columns(tmp_path: Path) -> None:
+    with at_desk(tmp_path) as desk, desk.shell(columns=80) as shell:
+        desk.do(STORIES["80 columns"][0], shell)
