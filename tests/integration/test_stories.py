@@ -19,7 +19,7 @@ import jobvisor_workers
 from jobvisor.testing import wait_until
 from support.desk import Desk, at_desk
 from support.lock_scenes import need, started
-from support.transcript import blocks_of
+from support.transcript import BAR, Block, Shell, blocks_of
 
 ROOT = Path(__file__).resolve().parents[2]
 STORIES = {heading: blocks for heading, blocks in blocks_of(ROOT / "docs/stories.md").items() if heading}
@@ -30,6 +30,12 @@ PYTHON = "/usr/bin/python3"
 @contextmanager
 def qemu(desk: Desk) -> Iterator[None]:
     need("qemu-system-x86_64")
+    yield
+
+
+@contextmanager
+def jq(desk: Desk) -> Iterator[None]:
+    need("jq")
     yield
 
 
@@ -99,19 +105,60 @@ AROUND: dict[str, Callable[[Desk], AbstractContextManager[object]]] = {
     "The disk is full": small_disk,
     "The laptop is closed": logind,
     "An upgrade": older_version,
+    "jq": jq,
+}
+
+
+def at_one_terminal(desk: Desk, blocks: list[Block], columns: int = 80) -> None:
+    with desk.shell(columns=columns) as shell:
+        for block in blocks:
+            desk.do(block, shell)
+
+
+def at_a_wide_terminal(desk: Desk, blocks: list[Block]) -> None:
+    at_one_terminal(desk, blocks, 120)
+
+
+def with_completion(desk: Desk, blocks: list[Block]) -> None:
+    with Shell(desk.environment, str(desk.directory), columns=120, editing=True) as shell:
+        for block in blocks:
+            desk.do(block, shell)
+
+
+def at_two_terminals(desk: Desk, blocks: list[Block]) -> None:
+    with desk.shell() as one, desk.shell(columns=120) as other:
+        desk.do(blocks[0], one)
+        desk.do(blocks[1], other)
+
+
+def at_a_terminal_that_is_closed_and_another(desk: Desk, blocks: list[Block]) -> None:
+    with desk.shell() as closed:
+        closed.begin(next(blocks[0].steps()))
+        closed.terminal.expect(BAR)
+        closed.terminal.hang_up()
+        closed.terminal.process.wait(20)
+    at_a_wide_terminal(desk, blocks[1:])
+
+
+#: Heading → who types it where, if not all of it at one terminal of 80 columns.
+TOLD: dict[str, Callable[[Desk, list[Block]], None]] = {
+    "Completion": with_completion,
+    "Two admins": at_two_terminals,
+    "A mistyped id": at_a_wide_terminal,
+    "Closing the terminal": at_a_terminal_that_is_closed_and_another,
 }
 
 
 @pytest.mark.parametrize("heading", STORIES)
 def test_a_story_is_so(heading: str, tmp_path: Path) -> None:
     assert STORIES[heading], "no session"
-    with at_desk(tmp_path) as desk, AROUND.get(heading, _nothing)(desk), desk.shell() as shell:
-        for block in STORIES[heading]:
-            desk.do(block, shell)
+    with at_desk(tmp_path) as desk, AROUND.get(heading, _nothing)(desk):
+        TOLD.get(heading, at_one_terminal)(desk, STORIES[heading])
 
 
 def test_no_story_is_left_out() -> None:
-    assert AROUND.keys() <= STORIES.keys()
+    assert len(STORIES) == 15
+    assert AROUND.keys() | TOLD.keys() <= STORIES.keys()
 
 
 def _nothing(desk: Desk) -> AbstractContextManager[object]:

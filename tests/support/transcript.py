@@ -94,11 +94,20 @@ def blocks_of(page: Path) -> dict[str, list[Block]]:
 class Shell:
     """A bash at a terminal of its own."""
 
-    def __init__(self, environment: Mapping[str, str], directory: str, *, columns: int = 80, argv: str = "") -> None:
-        """`argv`: words before `bash`, which make it somebody else's."""
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        directory: str,
+        *,
+        columns: int = 80,
+        argv: str = "",
+        editing: bool = False,
+    ) -> None:
+        """`argv`: words before `bash`, which make it somebody else's; `editing`: it completes at a <Tab>."""
         self.varies = VARIES
+        self._editing = editing
         self.terminal = Terminal(
-            [*argv.split(), "bash", "--norc", "--noprofile", "--noediting", "-i"],
+            [*argv.split(), "bash", "--norc", "--noprofile", *([] if editing else ["--noediting"]), "-i"],
             env={
                 **environment, "PS1": READY, "PS2": READY, "TERM": "xterm-256color", "HISTFILE": "",
                 "BASH_SILENCE_DEPRECATION_WARNING": "1",
@@ -125,8 +134,10 @@ class Shell:
         for number, line in enumerate(step.typed.splitlines()):
             if number:
                 self.terminal.expect(READY)
-            self.terminal.keys(line + "\n")
-            self._from = self.terminal.expect(re.escape(line) + "\r?\n").end()
+            self.terminal.keys(line.replace("<Tab>", "\t") + "\n")
+            # What was completed is echoed as it is then.
+            echo = "" if self._editing else re.escape(line)
+            self._from = self.terminal.expect(echo + "\r?\n").end()
 
     def compare(self, step: Step, where: str) -> None:
         """What came since `begin` with what the step shows."""
