@@ -1,4 +1,4 @@
-"""A program that embeds a supervisor and starts jobs until it is killed: kill_host.py HOME WORK SEED.
+"""A program that embeds a supervisor and starts jobs until it is killed: kill_host.py HOME WORK SEED [UID].
 
 Each id is written to WORK/accepted as soon as start() returned it, so that none that was promised can be lost unseen.
 """
@@ -8,14 +8,28 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from jobvisor import Supervisor, WrongState
+from jobvisor import Job, Supervisor, WrongState
+from jobvisor.asking import Options
+from jobvisor_workers.protocol import Requester
 
 home, work, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+uid = int(sys.argv[4]) if sys.argv[4:] else None
 chance = random.Random(seed)
+
+
+def start(**args: Any) -> Job:
+    """A job for this user or for the other one."""
+    if uid is None:
+        return supervisor.start("steady", **args)
+    core = supervisor._core.seen_by(Requester(uid, uid, [uid], "", ""))
+    return supervisor.job(core.start("steady", Options(), args).result().id)
+
+
 with Supervisor(home, types=["support.kill_types"], grace=2.0) as supervisor:
     (work / "zygote").write_text("\n".join(map(str, supervisor._core.zygotes().result())))
-    for info in supervisor.jobs(state="suspended"):
+    for info in supervisor.jobs(state="suspended", all_users=uid is not None):
         try:
             supervisor.job(info.id).resume(wait=False)
         except WrongState:  # it was over already
@@ -23,8 +37,7 @@ with Supervisor(home, types=["support.kill_types"], grace=2.0) as supervisor:
     accepted = os.open(work / "accepted", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     for number in range(6):
         name = f"{seed}-{number}"  # of this round alone: a pid comes again
-        job = supervisor.start(
-            "steady",
+        job = start(
             source=str(work / "source"),
             target=str(work / f"target-{name}"),
             marks=str(work / "marks"),
