@@ -73,10 +73,13 @@ class Context:
         """While something is sent or received; the event is set when that is to be broken off. Raises Refused."""
         self._enter(uid, PIPES_MAX, self._pipes, "pipes")
         leave = threading.Event()
+        if self.leaving.is_set():
+            leave.set()
         self._cut.add(leave)
         try:
             yield leave
         finally:
+            leave.set()  # its thread may still wait: the request was cancelled, or the daemon leaves
             self._pipes[uid] -= 1
             self._cut.discard(leave)
 
