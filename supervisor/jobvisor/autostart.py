@@ -21,6 +21,8 @@ from jobvisor.places import check_owner, socket_of
 
 #: Seconds that a daemon may take to adopt the jobs of the one before, and one to leave.
 READY_TIME, LEAVE_TIME = 60.0, 15.0
+#: One that ends without a word was killed, and another is started, unless it is so many that end so.
+STARTS_MAX = 3
 #: The daemon's process is called that (15 bytes at most).
 COMM = "jobvisor-daemon"
 #: Seconds without job and client after which a daemon that was started here leaves.
@@ -31,6 +33,10 @@ READY = 3
 LOG_MAX = 1 << 20
 NOBODY = (errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE)
 PROGRAM = "import os, sys; os.closerange(4, 4096); sys.path[:] = sys.argv[2:]; from jobvisor.daemon import main; main()"
+
+
+class _EndedWithoutAWord(Exception):
+    """A daemon was started and neither serves nor says why; its text is the path of the log."""
 
 
 def connect(home: str, path: str | None = None) -> socket.socket:
@@ -46,11 +52,18 @@ def connect(home: str, path: str | None = None) -> socket.socket:
     try:
         deadline = time.monotonic() + LEAVE_TIME
         pause = 0.002
+        deaths = 0
         while True:
             found = try_connect(path)
             if found:
                 return found
-            in_use = _start(home, path)
+            try:
+                in_use = _start(home, path)
+            except _EndedWithoutAWord as error:
+                deaths += 1
+                if deaths == STARTS_MAX:
+                    raise Unreachable(f"cannot start the daemon: it ended without a word, {deaths} times; see {error}")
+                continue
             if in_use and time.monotonic() >= deadline:
                 raise Unreachable(f"{in_use} and does not serve {path}: use that program, or another --home")
             if in_use:  # the one before has not left yet
@@ -146,7 +159,10 @@ def _lock(home: str) -> int:
 
 
 def _start(home: str, path: str) -> str | None:
-    """Start a daemon and wait until it serves. Returns who has the home, when somebody has. Raises Unreachable."""
+    """Start a daemon and wait until it serves. Returns who has the home, when somebody has.
+
+    Raises Unreachable, _EndedWithoutAWord.
+    """
     import json  # loads what a command can do without when a daemon runs
 
     log = os.path.join(home, "daemon.log")
@@ -185,7 +201,7 @@ def _start(home: str, path: str) -> str | None:
     try:
         problem = json.loads(said)
     except ValueError:
-        raise Unreachable(f"cannot start the daemon: it ended without a word; see {log}")
+        raise _EndedWithoutAWord(log)
     if problem["code"] == HomeInUse.code:
         return str(problem["message"].partition(";")[0])
     raise Unreachable(f"cannot start the daemon: {problem['message']}")

@@ -20,6 +20,22 @@ from support.daemons import is_gone, pid_of, run_daemon
 from support.http import Http
 
 STARTER = "import sys; from jobvisor.client import Client; print(Client(home=sys.argv[1]).daemon().pid)"
+#: A daemon that is killed when it listens and has yet to say so; only the first {deaths} of them, whose pids it keeps.
+KILLED = """
+import os, signal, sys
+sys.path[:] = sys.argv[2:]
+from jobvisor import daemon
+say = daemon._say
+def die_or_say(*args):
+    with open({pids!r}, "a+") as pids:
+        pids.seek(0)
+        if len(pids.readlines()) < {deaths}:
+            print(os.getpid(), file=pids, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+    say(*args)
+daemon._say = die_or_say
+daemon.main()
+"""
 
 
 @pytest.fixture
@@ -55,6 +71,30 @@ def test_twenty_commands_at_once_start_one_daemon(home: Path, stale: bool) -> No
     answers = [command.communicate()[0] for command in commands]
     assert [command.returncode for command in commands] == [0] * 20
     assert len(set(answers)) == 1, answers
+
+
+def test_one_that_is_killed_while_it_begins_is_started_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = home.parent / "killed"
+    monkeypatch.setattr(autostart, "PROGRAM", KILLED.format(pids=str(killed), deaths=2))
+    with Client(home=home) as client:
+        pid = client.daemon().pid
+    pids = killed.read_text().split()
+    assert len(pids) == 2
+    assert str(pid) not in pids
+    killed.unlink()
+
+
+def test_one_that_never_lives_to_serve_is_said_with_its_log(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = home.parent / "killed"
+    monkeypatch.setattr(autostart, "PROGRAM", KILLED.format(pids=str(killed), deaths=99))
+    with (
+        pytest.raises(Unreachable, match=rf"ended without a word, 3 times; see {home}/daemon.log"),
+        Client(home=home) as client,
+    ):
+        client.daemon()
+    assert len(killed.read_text().split()) == autostart.STARTS_MAX
+    shutil.rmtree(home)
+    killed.unlink()
 
 
 def test_a_daemon_is_detached_from_whoever_started_it(home: Path) -> None:
