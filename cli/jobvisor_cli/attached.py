@@ -16,6 +16,7 @@ from jobvisor.states import State
 from jobvisor_cli import display, exits, reach, render, streams
 from jobvisor_cli.asked import Asked
 from jobvisor_cli.display import Display
+from jobvisor_cli.expected import expected_lines
 from jobvisor_cli.page import info_page
 from jobvisor_cli.signals import Inbox, die_of
 from jobvisor_cli.verbs import HELD
@@ -83,6 +84,7 @@ def attach(
         events.put({"event": "ended", "job": final.to_dict()})
         events.finish()
     streams.result("" if events else render.digest_line(final, str(typed.get("volume", ""))))
+    streams.result("" if events or info else expected_lines(final.result, _as_typed(job, final, typed)))
     streams.result(info_page(final, log, kept=not no_daemon) if info else "")
     number = attached.fatal or late
     if number is not None:
@@ -255,6 +257,10 @@ def _private() -> PrivateSupervisor:
 def _at_rest(info: JobInfo) -> bool:
     """Suspended, or held before it had a worker."""
     return info.state is State.SUSPENDED or (info.state is State.QUEUED and info.reason == HELD)
+
+
+def _as_typed(job: JobType, info: JobInfo, typed: Mapping[str, Any]) -> dict[str, str]:
+    return {info.args[field]: str(typed[field]) for field in job.resources() if typed.get(field)}
 
 
 def _label(job: JobType, typed: Mapping[str, Any]) -> str:

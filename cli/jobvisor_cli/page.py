@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from jobvisor.states import Cause
+from jobvisor_cli.expected import expected_lines
 from jobvisor_cli.sizes import scaled
 from jobvisor_cli.streams import printable
 
@@ -82,7 +83,11 @@ def _own_rows(info: JobInfo) -> Iterator[tuple[str, str]]:
     for name, value in info.args.items():
         if value is not None:
             yield _label(name), _word(value)
-    for name, value in (info.result or {}).items():
+    result = info.result or {}
+    for line in expected_lines(result).splitlines():
+        verb, _, rest = line.strip().partition(" ")
+        yield f"It would {verb}" if verb != "space" else "Space", rest.strip()
+    for name, value in result.items() if not result.get("dry_run") else ():
         if info.args.get(name) != value:
             yield f"Result {name.replace('_', ' ')}", _word(value)
     for text in info.warnings:

@@ -18,6 +18,7 @@ import pytest
 from jobvisor.info import JobInfo
 from jobvisor.states import Cause, State
 from jobvisor_cli import page, render
+from jobvisor_cli.sizes import show_size
 from support.command import Cli, both_ways, without_daemon
 from support.lock_scenes import wait_until
 
@@ -186,7 +187,22 @@ def test_dry_run_does_nothing_and_says_so(cli: Cli) -> None:
     done = cli.run("run", "pace", "img", "--dry-run", "--target", "new")
     assert done.returncode == 0
     assert done.stderr.splitlines()[-1] == "pace of img to new: all checks passed; nothing was done (--dry-run)"
+    assert done.stdout == "  lock   img: others may read it; no job and no VM may write to it\n"
     assert not os.path.exists(cli.path("new"))
+
+
+@both_ways
+def test_dry_run_says_what_would_be_read_written_and_locked(cli: Cli) -> None:
+    size = os.path.getsize(cli.path("img"))
+    done = cli.run("run", "wipe", "--algorithm", "dod", "img", "--dry-run")
+    *lines, space = done.stdout.splitlines()
+    assert lines == [
+        f"  read   img: {show_size(size)}",
+        f"  write  img: {show_size(3 * size)}",
+        "  lock   img: nobody else may use it: no job, no VM, nor who takes flock(1)",
+    ]
+    assert space.startswith("  space  takes no more; ")
+    assert space.endswith(" are free")
 
 
 @both_ways

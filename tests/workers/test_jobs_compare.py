@@ -140,7 +140,8 @@ def test_what_cannot_be_compared(compare: Run, tmp_path: Path) -> None:
 
 def test_a_dry_run_compares_nothing(compare: Run, tmp_path: Path) -> None:
     info = compare(filled(tmp_path / "a.raw", MIB), filled(tmp_path / "b.raw", MIB, seed=2), dry_run=True)
-    assert (info.ok, info.result) == (True, {"dry_run": True})
+    assert info.ok
+    assert (info.result or {})["dry_run"] is True
 
 
 @pytest.mark.parametrize("end", ["abort", "kill"])

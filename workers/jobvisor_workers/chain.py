@@ -60,6 +60,12 @@ def check_readable(worker: Worker, chain: Sequence[Image], doing: str) -> None:
             qemu_img.sound(worker, image, doing)
 
 
+def data_of(worker: Worker, chain: Sequence[Image], doing: str) -> dict[str, int | None]:
+    """Path → bytes that come from there, of what the guest sees."""
+    counts = qemu_img.data_by_depth(worker, chain, doing)
+    return {image.path: counts.get(depth, 0) for depth, image in enumerate(chain)}
+
+
 def name_for(overlay: Image, below: Image, directory: str | None) -> tuple[str, str]:
     """Name and format under which a clone of `overlay` in `directory` finds the same backing file.
 

@@ -104,7 +104,7 @@ class JobType(Struct, forbid_unknown_fields=True, tag_field="type"):
     def plan(self, worker: Worker) -> None:
         """Look before anything is touched: raise JobError, or lock further resources (a backing chain).
 
-        Runs after the declared resources are locked. A dry run ends after it.
+        Runs after the declared resources are locked. A dry run ends after it, and says what `worker.expect` was told.
         """
 
     def run(self, worker: Worker) -> dict[str, Any] | None:

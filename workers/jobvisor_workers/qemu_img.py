@@ -165,6 +165,15 @@ def data_from(worker: Worker, chain: Sequence[Image], start: int, doing: str) ->
     return mapped.data
 
 
+def data_by_depth(worker: Worker, chain: Sequence[Image], doing: str) -> dict[int, int]:
+    """Bytes of data that the guest sees of each image of the chain (0: the top), as far as the tables tell."""
+    mapped = _Map()
+    finished = worker.child(["qemu-img", "map", "--output=json", _named(_node(chain))], on_stdout=mapped.feed)
+    if finished.status:
+        raise _failure(finished, doing)
+    return mapped.by_depth
+
+
 def resize(worker: Worker, chain: Sequence[Image], size: int, doing: str) -> None:
     """Let the guest see `size` bytes in chain[0], which is locked for WRITE."""
     shrink = ["--shrink"] if size < chain[0].size else []
@@ -178,6 +187,7 @@ class _Map:
 
     def __init__(self) -> None:
         self.data = self.end = 0
+        self.by_depth: dict[int, int] = {}
         self._rest = b""
 
     def feed(self, piece: bytes) -> None:
@@ -186,6 +196,7 @@ class _Map:
             extent = msgspec.json.decode(line.strip(b"[], "))
             if extent["data"]:
                 self.data += extent["length"]
+                self.by_depth[extent["depth"]] = self.by_depth.get(extent["depth"], 0) + extent["length"]
                 self.end = max(self.end, extent.get("offset", 0) + extent["length"])
 
 

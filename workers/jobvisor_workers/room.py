@@ -30,12 +30,17 @@ def check_free(directory: str, needed: int, doing: str, advice: str = "") -> Non
     try:
         if libc.filesystem_type(here) in COMPRESSING:
             return
-        facts = os.statvfs(here)
     finally:
         os.close(here)
-    free = (facts.f_bavail if os.geteuid() else facts.f_bfree) * facts.f_frsize
-    if needed > free:
-        raise NoSpace(f"cannot {doing}: {compare(needed, 'the filesystem', free, ' free')}{advice}")
+    there = free(directory)
+    if needed > there:
+        raise NoSpace(f"cannot {doing}: {compare(needed, 'the filesystem', there, ' free')}{advice}")
+
+
+def free(directory: str) -> int:
+    """Bytes that this process may still write to the filesystem of `directory`, quotas aside."""
+    facts = os.statvfs(directory)
+    return (facts.f_bavail if os.geteuid() else facts.f_bfree) * facts.f_frsize
 
 
 def may_share(fd: int, directory: str) -> bool:

@@ -24,6 +24,7 @@ import msgspec
 from jobvisor_workers import identity, leave, registry, signals
 from jobvisor_workers.control import MARK, MARK_ID
 from jobvisor_workers.errors import BadArgument, Held, JobError, from_os_error
+from jobvisor_workers.expected import Expected
 from jobvisor_workers.holders import WORKER_NAME
 from jobvisor_workers.jobtype import Access, JobType
 from jobvisor_workers.locks import acquire
@@ -164,7 +165,7 @@ def _work(
         job = spawned.job or registry.convert(request.type, request.args)
         _prepare(worker, job, request, reporter)
         if request.dry_run:
-            return Result("completed", report, {"dry_run": True})
+            return Result("completed", report, worker.expected.told(worker.locks))
         result = job.run(worker)
         _check_result(result)
         commit(result)
@@ -232,6 +233,7 @@ def _prepare(worker: Worker, job: JobType, request: Request, reporter: Reporter)
         reporter.send()
         asked_before = dict(worker.wanted)
         worker.wanted.clear()
+        worker.expected = Expected()
         job.plan(worker)
         if worker.wanted.keys() <= asked_before.keys():
             if report.phase == CHECKS:

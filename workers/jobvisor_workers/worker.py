@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from jobvisor_workers import children, pipes
 from jobvisor_workers.data.extents import data_extents
 from jobvisor_workers.errors import JobError
+from jobvisor_workers.expected import Expected
 from jobvisor_workers.jobtype import READ, Access
 from jobvisor_workers.output import Output, target_mode
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 #: The longest piece that `extents` yields, bytes: between two pieces progress is told and a signal is heard.
 PIECE = 4 << 20
+NOTHING: Mapping[str, int | None] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,14 @@ class Worker:
     def __init__(self, request: Request, reporter: Reporter, record: Callable[[Temporary], None], ends: Ends) -> None:
         self.id = request.id
         self.bandwidth = request.bandwidth
+        #: Only plan() will run: it may spend time on what `expect` says.
+        self.dry_run = request.dry_run
         #: advance(n): n more bytes are done; at most 200 ns, and the place where a bandwidth limit sleeps.
         self.advance = reporter.advance
         self.locks: list[Lock] = []
         self.outputs: list[Output] = []
         self.wanted: dict[tuple[str, Access], None] = {}
+        self.expected = Expected()
         self.completed = threading.Event()
         self._umask = request.umask
         self._reporter = reporter
@@ -61,6 +67,23 @@ class Worker:
         All locks are then taken anew in one order, so that two jobs never wait for each other, and `plan` runs again.
         """
         self.wanted[path, access] = None
+
+    def expect(
+        self,
+        *,
+        reads: Mapping[str, int | None] = NOTHING,
+        writes: Mapping[str, int | None] = NOTHING,
+        space: int | None = None,
+        free: int | None = None,
+        exact: bool = True,
+    ) -> None:
+        """In `plan`: what `run` will do, for a dry run to say.
+
+        reads, writes: path → bytes (None: nobody can know). space: bytes by which the files written grow on their
+        filesystem. free: what there is, where the first path of `writes` does not tell. exact: False for the most
+        that it may be. Calls add up.
+        """
+        self.expected.add(reads, writes, space, free, exact)
 
     @contextmanager
     def open(self, path: str) -> Iterator[Volume]:

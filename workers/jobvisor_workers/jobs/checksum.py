@@ -11,6 +11,7 @@ from msgspec import Meta
 from jobvisor_workers import chain as chains
 from jobvisor_workers import jobtype, nbd, qemu_img
 from jobvisor_workers.data import digest
+from jobvisor_workers.data.extents import allocated
 from jobvisor_workers.errors import BadArgument, JobError, from_os_error
 from jobvisor_workers.jobtype import READ, JobType
 from jobvisor_workers.qemu_img import Format, Image
@@ -52,11 +53,15 @@ class Checksum(JobType, tag="checksum"):
         if not self.content:
             if self.format:
                 raise BadArgument(f"cannot {self._doing}: --format {self.format} says nothing without --content")
+            volume = worker.volume(self.volume)
+            worker.expect(reads={self.volume: allocated(volume.fd, volume.size)} if worker.dry_run else {})
             return
         chain = chains.open_chain(worker, self.volume, self.format, self._doing)
         if not all(worker.is_locked(image.path) for image in chain):
             return
         chains.check_readable(worker, chain, self._doing)
+        if worker.dry_run:
+            worker.expect(reads=chains.data_of(worker, chain, self._doing))
 
     def run(self, worker: Worker) -> dict[str, Any]:
         volume = worker.volume(self.volume)

@@ -13,7 +13,7 @@ from jobvisor_workers import jobtype
 from jobvisor_workers.data import overwrite
 from jobvisor_workers.data.passes import PASSES
 from jobvisor_workers.errors import BadArgument, JobError, from_os_error
-from jobvisor_workers.jobs.wipe import telling, warn_of_copies
+from jobvisor_workers.jobs.wipe import allocation, telling, warn_of_copies
 from jobvisor_workers.jobtype import WRITE, JobType
 from jobvisor_workers.output import remove_if_same, sync_directory
 from jobvisor_workers.worker import Worker
@@ -51,6 +51,10 @@ class Delete(JobType, tag="delete"):
             warn_of_copies(worker, target)
         elif (links := os.fstat(target.fd).st_nlink) > 1:
             worker.warn(f"{self.volume} has {links} names (hard links): its data stays under the others")
+        if worker.dry_run:
+            last = os.fstat(target.fd).st_nlink == 1
+            written = target.size if self.zeroed else 0
+            worker.expect(writes={self.volume: written}, space=-allocation(target) if last else 0)
 
     def run(self, worker: Worker) -> dict[str, Any]:
         target = worker.volume(self.volume)

@@ -43,6 +43,8 @@ class Wipe(JobType, tag="wipe"):
         warn_of_copies(worker, target)
         if self.algorithm == "trim":
             worker.warn(f"trim does not overwrite {self.volume}: the storage may keep the old data")
+        if worker.dry_run:
+            self._expect(worker, target)
 
     def run(self, worker: Worker) -> dict[str, Any]:
         target = worker.volume(self.volume)
@@ -57,6 +59,19 @@ class Wipe(JobType, tag="wipe"):
                 raise from_os_error(error, f"wipe {self.volume}")
             raise
         return result
+
+    def _expect(self, worker: Worker, target: Volume) -> None:
+        held = allocation(target)
+        if self.algorithm == "trim":
+            worker.expect(writes={self.volume: 0}, space=-held)
+            return
+        verified = sum(step.kind == "verify" for step in PASSES[self.algorithm])
+        written = target.size * (len(PASSES[self.algorithm]) - verified)
+        worker.expect(
+            reads={self.volume: target.size * verified} if verified else {},
+            writes={self.volume: written},
+            space=max(0, target.size - held) if target.kind == "file" else 0,
+        )
 
     def _trim(self, worker: Worker, target: Volume) -> dict[str, Any]:
         worker.phase("discard", total=target.size)
@@ -73,6 +88,11 @@ class Wipe(JobType, tag="wipe"):
             overwrite.run_pass(target.fd, target.size, step, advance=telling(worker, name, target.size))
         verified = any(step.kind == "verify" for step in passes)
         return {"passes": len(passes), "overwritten": True, "verified": verified}
+
+
+def allocation(target: Volume) -> int:
+    """Bytes that a file has of its filesystem; 0 for a device."""
+    return os.fstat(target.fd).st_blocks * 512 if target.kind == "file" else 0
 
 
 def warn_of_copies(worker: Worker, target: Volume) -> None:
