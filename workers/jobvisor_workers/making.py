@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from jobvisor_workers.data import copy, libc
+from jobvisor_workers.data import libc
+from jobvisor_workers.data.copy import copy as copy_bytes
 from jobvisor_workers.data.window import MIB, Window
 from jobvisor_workers.errors import BadArgument, from_os_error
 
@@ -43,11 +44,19 @@ def refuse_own_chain(chain: Sequence[Image], target: str, doing: str) -> None:
 
 
 def make(
-    worker: Worker, target: str, replace: bool, fill: Callable[[int, str | None], str], *, what: str, doing: str
+    worker: Worker,
+    target: str,
+    replace: bool,
+    fill: Callable[[int, str | None], str],
+    *,
+    what: str,
+    doing: str,
+    copy: bool = True,
 ) -> tuple[str, int | None]:
     """Let `fill` write a new file, or a device; returns what it returned, and the bytes allocated to a file.
 
     fill(descriptor, directory): directory is None for a device. It is durable afterwards. `what`: such as "the clone".
+    `copy`: see Worker.create.
     """
     space: int | None = None
     try:
@@ -56,7 +65,7 @@ def make(
             method = fill(device.fd, None)
             os.fsync(device.fd)
         else:
-            with worker.create(target, replace=replace) as output:
+            with worker.create(target, replace=replace, copy=copy) as output:
                 method = fill(output.fd, output.directory_path)
             space = os.fstat(output.fd).st_blocks * 512
     except BaseException as error:
@@ -73,7 +82,7 @@ def lay_out(container: int, target: int) -> None:
     """Copy an empty container, made in memory, to the beginning of the target; closes it."""
     try:
         length, device = os.fstat(container).st_size, libc.is_block_device(target)
-        copy.copy(container, target, length, sparse=not device, reflink=False, advance=_ignore, window=None)
+        copy_bytes(container, target, length, sparse=not device, reflink=False, advance=_ignore, window=None)
     finally:
         os.close(container)
 

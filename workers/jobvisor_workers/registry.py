@@ -27,6 +27,7 @@ BUILT_IN = {
     "compare": ("jobvisor_workers.jobs.compare:Compare", "Compare what a guest sees in two volumes."),
     "commit": ("jobvisor_workers.jobs.commit:Commit", "Write an overlay's data into its backing file."),
     "convert": ("jobvisor_workers.jobs.convert:Convert", "Copy a volume to a new one of another format."),
+    "create": ("jobvisor_workers.jobs.create:Create", "Make a new, empty volume."),
     "delete": ("jobvisor_workers.jobs.delete:Delete", "Delete a volume."),
     "rebase": ("jobvisor_workers.jobs.rebase:Rebase", "Give an overlay another backing file, or none."),
     "resize": ("jobvisor_workers.jobs.resize:Resize", "Change the capacity of a volume."),

@@ -101,12 +101,13 @@ class Worker:
         """True when `path` exists and is locked: a new volume that --replace gives up."""
         return any(lock.path == path for lock in self.locks)
 
-    def create(self, path: str, *, size: int | None = None, replace: bool = False) -> Output:
+    def create(self, path: str, *, size: int | None = None, replace: bool = False, copy: bool = True) -> Output:
         """A new file, unnamed until the whole job is done; leaving the with block makes its content durable.
 
-        `size`: bytes to set its length to. Its mode is that of the first volume read, & ~umask.
+        `size`: bytes to set its length to. Its mode is that of the first volume read, & ~umask; not that when it is
+        no `copy` of it.
         """
-        source = next((lock.fd for lock in self.locks if lock.access is READ), None)
+        source = next((lock.fd for lock in self.locks if copy and lock.access is READ), None)
         mode = target_mode(source, self._umask)
         output = Output(path, self.id, mode=mode, replace=replace, record=self._record)
         self.outputs.append(output)

@@ -1,4 +1,4 @@
-"""Whether overwriting a file reaches the blocks that hold its data."""
+"""Whether overwriting a file reaches the blocks that hold its data, and how to have it so."""
 
 from __future__ import annotations
 
@@ -42,6 +42,14 @@ def cow_reason(fd: int) -> str | None:
     if _shares(fd):
         return "it shares blocks with a reflinked copy or a snapshot"
     return None
+
+
+def forbid_cow(fd: int) -> None:
+    """Let btrfs overwrite this file, which is still empty, in place. Raises OSError where that cannot be."""
+    flags = bytearray(8)
+    libc.ioctl(fd, libc.FS_IOC_GETFLAGS, flags)
+    wanted = int.from_bytes(flags[:4], "little") | FS_NOCOW_FL
+    libc.ioctl(fd, libc.FS_IOC_SETFLAGS, wanted.to_bytes(8, "little"))
 
 
 def _overwrites_in_place(fd: int) -> bool:

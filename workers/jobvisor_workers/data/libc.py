@@ -26,6 +26,7 @@ BLKZEROOUT: Final = 0x127F
 FICLONERANGE: Final = 0x4020940D
 FS_IOC_FIEMAP: Final = 0xC020660B
 FS_IOC_GETFLAGS: Final = 0x80086601
+FS_IOC_SETFLAGS: Final = 0x40086602
 
 #: openat2(2), by number: glibc has no function for it.
 _OPENAT2, _AT_FDCWD, _RESOLVE_NO_MAGICLINKS = 437, -100, 0x02

@@ -5,18 +5,23 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from mmap import mmap
 from typing import Final
 
 from jobvisor_workers.data import libc
-from jobvisor_workers.data.direct import BLOCK
+from jobvisor_workers.data.direct import BLOCK, direct, huge_buffer
 from jobvisor_workers.data.window import Window
 
 #: Finer, and the copy of a file with zeros in it would have many extents.
 PIECE: Final = 512 << 10
+#: Bytes of one write by `fill_with_zeros`.
+STEP: Final = 4 << 20
 _ZEROS: Final = bytearray(PIECE)
 _ZEROS_AT: Final = libc.address(_ZEROS)
+
+#: Bytes of one call, which no signal interrupts.
+ALLOCATED_AT_ONCE: Final = 1 << 30
 
 UNSUPPORTED: Final = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY}
 
@@ -59,17 +64,56 @@ def reserve(fd: int, offset: int, length: int) -> None:
     libc.fallocate(fd, 0, offset, length)
 
 
-def preallocate(fd: int, size: int) -> bool:
-    """Allocate all of a file; False where the filesystem cannot. Raises OSError: no space is known before any byte."""
-    step = 1 << 30
+def preallocate(fd: int, size: int, told: Callable[[int], None] = lambda _count: None) -> bool:
+    """Allocate the first `size` bytes of a file; False where the filesystem cannot.
+
+    Raises OSError: no space is known before any byte. `told` hears how many bytes more are done.
+    """
     try:
-        for offset in range(0, size, step):
-            libc.fallocate(fd, 0, offset, min(step, size - offset))
+        for offset in range(0, size, ALLOCATED_AT_ONCE):
+            length = min(ALLOCATED_AT_ONCE, size - offset)
+            libc.fallocate(fd, 0, offset, length)
+            told(length)
     except OSError as error:
         if error.errno in UNSUPPORTED:
             return False
         raise
     return True
+
+
+def fill_with_zeros(fd: int, ranges: Iterable[tuple[int, int]], advance: Callable[[int], None]) -> None:
+    """Write zeros as data to ranges (start, end) of a file, and bring them to the disk.
+
+    Past the page cache where that can be. Raises OSError (no space).
+    """
+    view, window = memoryview(huge_buffer(STEP)), Window(fd)
+    with direct(fd, os.O_WRONLY) as past:
+        for start, end in ranges:
+            while start < end:
+                length = min(STEP, end - start)
+                whole = length // BLOCK * BLOCK
+                if past is not None and whole and not start % BLOCK:
+                    try:
+                        count = os.pwrite(past, view[:whole], start)
+                    except OSError as error:
+                        if error.errno != errno.EINVAL:
+                            raise
+                        past = None
+                        continue
+                else:
+                    count = os.pwrite(fd, view[:length], start)
+                    window.note(start, count)
+                start += count
+                advance(count)
+    window.finish()
+
+
+def rewrite(fd: int, start: int, end: int, advance: Callable[[int], None]) -> None:
+    """Write what a range of a file holds once more, so that zeroes in it are data too."""
+    for offset in range(start, end, STEP):
+        length = min(STEP, end - offset)
+        os.pwrite(fd, os.pread(fd, length, offset), offset)
+        advance(length)
 
 
 def zero_out(fd: int, offset: int, length: int) -> None:
