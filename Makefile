@@ -62,6 +62,10 @@ stdio.h             test   libc6-dev          glibc-devel
 Python.h            test   pythonX.Y-dev      pythonX.Y-devel
 pkg-config          test   pkg-config         pkgconf-pkg-config
 libvirt.pc          test   libvirt-dev        libvirt-devel
+libvirtd            test   libvirt-daemon     libvirt-daemon libvirt-daemon-driver-storage
+virt-qemu-run       test   libvirt-daemon-driver-qemu libvirt-daemon-driver-qemu
+virsh               test   libvirt-clients    libvirt-client
+parted              test   parted             parted
 systemd-inhibit     test   systemd            systemd
 dbus-daemon         test   dbus               dbus-daemon
 dbusmock            test   python3-dbusmock   python3-dbusmock

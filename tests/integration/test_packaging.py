@@ -332,7 +332,7 @@ def test_a_python_too_old_is_refused_by_its_version(machine: Machine, named: boo
 def test_set_up_for_tests_serves_the_demo_too(machine: Machine) -> None:
     machine.has("qemu-img", "mke2fs", "qemu-io", "qemu-system-x86_64", "mkfs.xfs", "mkfs.btrfs", "losetup", "flock")
     machine.has("bindfs", "fusermount3", "strace", "gcc", "pkg-config", "zsh", "fish", "man", "groff")
-    machine.has("systemd-inhibit", "dbus-daemon", "curl", "jq")
+    machine.has("systemd-inhibit", "dbus-daemon", "curl", "jq", "libvirtd", "virt-qemu-run", "virsh", "parted")
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.exists():
         pytest.skip(f"{header} is not there, and the set-up rightly asks for it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -82,6 +83,8 @@ OWN = User("own", 65533)
 OTHER = User("other", 65532)
 STRANGER = User("stranger", 65529, (65529,))
 ROOT = User("root", 0)
+#: libvirt serves and is asked by users who have an account only.
+NOBODY = User("nobody", pwd.getpwnam("nobody").pw_uid)
 
 
 @contextmanager
