@@ -62,6 +62,11 @@ def _common() -> list[click.Option]:
         click.Option(["--time-limit"], type=TIME, metavar="TIME", help="end the job after 90s, 10m or 2h"),
         click.Option(["--nice"], type=click.IntRange(-20, 19), metavar="N", help="priority of the worker, -20 to 19"),
         click.Option(["--ionice"], type=click.Choice(["idle", "best-effort"]), help="disk priority of the worker"),
+        click.Option(
+            ["-c", "--connect"],
+            metavar="URI",
+            help="the libvirt of vol:// and pool://  [default: $LIBVIRT_DEFAULT_URI, or as virsh]",
+        ),
         click.Option(["--dry-run"], is_flag=True, help="do all checks and nothing else"),
     ]
 

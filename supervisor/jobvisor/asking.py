@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import get_args
 
@@ -11,13 +12,17 @@ from msgspec import Struct
 from jobvisor.errors import NoSuchJob, UsageError
 from jobvisor.states import Goal, State, goal
 from jobvisor_workers.protocol import OnConflict
+from jobvisor_workers.resources import uri
 
 ON_CONFLICT: tuple[str, ...] = get_args(OnConflict)
 IONICE = ("idle", "best-effort")
 
 
 class Options(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """What can be said of a job of any type. bandwidth: bytes/s; time_limit: seconds from the worker's start."""
+    """What can be said of a job of any type. bandwidth: bytes/s; time_limit: seconds from the worker's start.
+
+    connect: where the names vol:// and pool:// are looked up, as virsh's.
+    """
 
     on_conflict: str = "queue"
     bandwidth: int | None = None
@@ -25,6 +30,7 @@ class Options(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     dry_run: bool = False
     nice: int | None = None
     ionice: str | None = None
+    connect: str | None = None
 
 
 def check_options(name: str, options: Options) -> None:
@@ -43,6 +49,21 @@ def check_options(name: str, options: Options) -> None:
         raise UsageError(f"nice is to be from -20 to 19, not {options.nice}")
     if options.ionice not in (None, *IONICE):
         raise UsageError(f"ionice is one of {', '.join(IONICE)}, not {options.ionice!r}")
+    if options.connect is not None and (not options.connect or "\0" in options.connect):
+        raise UsageError(f"connect is a URI of libvirt's, like qemu:///system, not {options.connect!r}")
+
+
+def connect_of(named: Iterable[object], connect: str | None, uid: int | None = None) -> str | None:
+    """Where these resources are looked up: a URI, if one of them is a name of libvirt's and not a path.
+
+    `uid`: the user who asked for it from elsewhere; None: this process, whose environment counts.
+    """
+    if not any(isinstance(each, str) and uri.is_name(each) for each in named):
+        return None
+    if connect is not None:
+        return connect
+    own = os.environ.get("LIBVIRT_DEFAULT_URI") if uid is None else None
+    return own or uri.default_uri(os.getuid() if uid is None else uid)
 
 
 def checked_id(id: int) -> int:

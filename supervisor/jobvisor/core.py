@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from jobvisor import closing, entering, listing, once, startup, store, verbs
-from jobvisor.asking import Options, checked_id, states_of
+from jobvisor.asking import Options, checked_id, connect_of, states_of
 from jobvisor.engine import Engine
 from jobvisor.errors import NoSuchJob, NotPermitted, UsageError, WrongState
 from jobvisor.events import LocalStream
@@ -24,7 +24,7 @@ from jobvisor.home import Home
 from jobvisor.info import JobInfo
 from jobvisor.journal import Journal
 from jobvisor.record import Waiter
-from jobvisor.request import absolute, build
+from jobvisor.request import absolute, build, key_of_name
 from jobvisor.schedule import Mask
 from jobvisor.states import FINAL, Goal, State, Verb, is_met
 from jobvisor.stream import Event
@@ -32,6 +32,7 @@ from jobvisor_workers import registry
 from jobvisor_workers.errors import JobError
 from jobvisor_workers.jobtype import JobType
 from jobvisor_workers.protocol import Detach, Requester
+from jobvisor_workers.resources import uri
 from jobvisor_workers.resources.path import identify
 
 #: Adopted workers are asked where they are; the first list is to be true, so their answers are waited for, seconds.
@@ -208,11 +209,15 @@ class Core:
     def zygotes(self) -> Future[list[int]]:
         return self._submit(lambda: self._engine.pool.zygote_pids())
 
-    def mask(self, resource: str) -> Future[Mask]:
+    def mask(self, resource: str, connect: str | None = None) -> Future[Mask]:
         """Raises UsageError when there can be no such resource, NotPermitted when it is not theirs to open who asks."""
         path = absolute(resource, self._requester, "look at the mask")
-        types = listing.declared_accesses()
+        types = listing.declared_accesses(resource.startswith(uri.POOL))
         requester, engine = self._requester, self._engine
+        if uri.is_name(path):
+            at = connect_of([path], connect, requester.uid if requester else None)
+            key = key_of_name(path, at, self.uid)
+            return self._submit(lambda: listing.mask(engine, path, key, self.uid, types))
         if requester and requester.uid != os.getuid():
             return self._submit(lambda: listing.mask_for(engine, requester, path, types))
         try:

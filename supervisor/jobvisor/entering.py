@@ -14,7 +14,7 @@ from jobvisor.errors import Busy
 from jobvisor.info import JobInfo
 from jobvisor.once import Once
 from jobvisor.record import Notes, Record
-from jobvisor.request import declared, resolve
+from jobvisor.request import declared, key_of_name, resolve
 from jobvisor.states import Cause, State
 from jobvisor_workers.protocol import Request, Requester, Seen
 from jobvisor_workers.registry import UnknownType
@@ -157,7 +157,8 @@ def _resolve_again(engine: Engine, record: Record) -> None:
     if request.requester:
         looked = _look(engine, request, request.requester)
     else:
-        looked = engine.pump.aside(lambda: resolve(request.type, request.args))
+        uid = record.notes.owner_uid
+        looked = engine.pump.aside(lambda: resolve(request.type, request.args, request.connect, uid))
     looked.add_done_callback(lambda _: engine.pump.call(lambda: done(looked)))
 
 
@@ -167,12 +168,15 @@ def _look(engine: Engine, request: Request, requester: Requester) -> Future[Keys
         volumes = declared(request.type, request.args)
     except UnknownType:  # of a supervisor before this one: the worker says so
         volumes = []
+    names = {each.path: key_of_name(each.path, request.connect, requester.uid) for each in volumes}
 
     def keys(seen: dict[str, Seen]) -> Keys:
         known = {path: found.key for path, found in seen.items() if found.key}
+        known |= {name: key for name, key in names.items() if key}
         return {each.path: (known[each.path], each.access) for each in volumes if each.path in known}
 
-    return engine.pump.then(engine.errands.look(requester, volumes), keys)
+    paths = [each for each in volumes if not names[each.path]]
+    return engine.pump.then(engine.errands.look(requester, paths), keys)
 
 
 def _path(notes: Notes, key: str) -> str:

@@ -42,9 +42,12 @@ class Face(ABC):
         dry_run: bool = False,
         nice: int | None = None,
         ionice: str | None = None,
+        connect: str | None = None,
         **args: Any,
     ) -> Job:
         """Accept a job and return its handle once it is durable. bandwidth: bytes/s; time_limit: seconds.
+
+        `connect`: where the names vol:// and pool:// are looked up; by default as virsh does.
 
         Raises UsageError, Busy (with on_conflict="fail"), JournalError. What is wrong with files is the job's failure.
         """
@@ -55,6 +58,7 @@ class Face(ABC):
             dry_run=dry_run,
             nice=nice,
             ionice=ionice,
+            connect=connect,
         )
         return Job(self, self._start(job, options, args).id)
 
@@ -100,9 +104,9 @@ class Face(ABC):
         """The pid pool: job id → worker pid."""
         return self._answer(self._source.pids())
 
-    def mask(self, resource: str) -> Mask:
-        """Which job types may start on a resource now, who has it, who waits."""
-        return self._answer(self._source.mask(resource))
+    def mask(self, resource: str, *, connect: str | None = None) -> Mask:
+        """Which job types may start on a resource now, who has it, who waits. `connect`: as in start."""
+        return self._answer(self._source.mask(resource, connect))
 
     @abstractmethod
     def events(self, *, since: int | None = None, job: int | None = None, all_users: bool = False) -> EventStream:

@@ -69,6 +69,7 @@ class JobInfo(Struct, frozen=True, kw_only=True):
     phase: str | None = None
     args: dict[str, Any] = {}
     resources: list[str] = []
+    connect: str | None = None
     owner: str = ""
     owner_uid: int = 0
     pid: int | None = None

@@ -15,7 +15,7 @@ from jobvisor.info import JobInfo
 from jobvisor.schedule import Mask
 from jobvisor.states import State
 from jobvisor_workers import registry
-from jobvisor_workers.jobtype import Access
+from jobvisor_workers.jobtype import READ, Access
 from jobvisor_workers.protocol import Named, Requester, Seen
 
 
@@ -67,12 +67,17 @@ def mask_for(engine: Engine, requester: Requester, path: str, types: dict[str, l
     return engine.pump.then(engine.errands.look(requester, [Named(path, "any", new=True)]), told)
 
 
-def declared_accesses() -> dict[str, list[Access]]:
-    """Of all job types that can be loaded."""
+def declared_accesses(to_pool: bool) -> dict[str, list[Access]]:
+    """Of all job types that can be loaded: what they do to a pool, or to a volume. Who uses a volume reads its pool."""
     found = {}
     for name in registry.names():
         try:
-            found[name] = [each.access for each in registry.get(name).resources().values()]
+            resources = registry.get(name).resources().values()
+            accesses = [each.access for each in resources if (each.kind == "pool") is to_pool]
+            if to_pool and any(each.kind == "volume" for each in resources):
+                accesses.append(READ)
+            if accesses:
+                found[name] = accesses
         except Exception:  # of another package, which is broken: who starts one is told
             continue
     return found

@@ -118,6 +118,7 @@ class Record:
             phase=progress.phase,
             args=self.request.args,
             resources=self.notes.resources,
+            connect=self.request.connect,
             owner=user_name(self.notes.owner_uid),
             owner_uid=self.notes.owner_uid,
             pid=self.pid,

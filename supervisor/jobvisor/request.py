@@ -6,20 +6,22 @@ import os
 import pwd
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from jobvisor.asking import Options, check_options
+from jobvisor.asking import Options, check_options, connect_of
 from jobvisor.asking import umask as process_umask
 from jobvisor.errors import UsageError
 from jobvisor.home import boot_id
 from jobvisor.record import Notes
 from jobvisor_workers import registry
 from jobvisor_workers.errors import JobError
-from jobvisor_workers.jobtype import JobType
+from jobvisor_workers.jobtype import READ, JobType
 from jobvisor_workers.protocol import Named, Request, Requester
+from jobvisor_workers.resources import uri
 from jobvisor_workers.resources.path import identify
+from jobvisor_workers.resources.uri import Name
 
 
 def build(
@@ -48,17 +50,23 @@ def build(
     except registry.UnknownType as error:
         raise UsageError(str(error))
     check_options(name, options)
-    for field in job_type.resources():
+    for field, resource in job_type.resources().items():
         value = fields.get(field)
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
         if isinstance(value, str) and value:
             fields[field] = absolute(value, requester, f"start {name}")
+            check_kind(value, resource.kind, f"start {name}")
+    uid = requester.uid if requester else os.getuid()
+    connect = connect_of(
+        (fields.get(field) for field in job_type.resources()), options.connect, requester.uid if requester else None
+    )
+    options = msgspec.structs.replace(options, connect=connect)
     try:
         fields = msgspec.to_builtins(registry.convert(name, fields))
         fields.pop("type")
         foreign = named(requester) if requester and requester.uid != os.getuid() else None
-        keys = {} if foreign else resolve(name, fields)
+        keys = {} if foreign else resolve(name, fields, connect, uid)
         request = msgspec.convert(
             {
                 "id": 0,
@@ -80,8 +88,7 @@ def build(
     if not 0 <= request.umask <= 0o777:
         raise UsageError(f"umask is to be from 0 to 0777, not {request.umask:#o}")
     paths = [fields[field] for field in job_type.resources() if fields.get(field)]
-    owner = requester.uid if requester else os.getuid()
-    return request, Notes(boot=boot_id(), owner_uid=owner, keys=keys, resources=paths)
+    return request, Notes(boot=boot_id(), owner_uid=uid, keys=keys, resources=paths)
 
 
 def named(requester: Requester) -> Requester:
@@ -96,7 +103,9 @@ def named(requester: Requester) -> Requester:
 
 
 def absolute(path: str, requester: Requester | None, doing: str) -> str:
-    """Raises UsageError."""
+    """Libvirt's names stay as they are. Raises UsageError."""
+    if uri.is_name(path):
+        return path
     if requester is None:
         return os.path.join(os.getcwd(), path)
     if not os.path.isabs(path):
@@ -104,20 +113,46 @@ def absolute(path: str, requester: Requester | None, doing: str) -> str:
     return path
 
 
-def resolve(name: str, fields: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Path → (key, access) of each declared resource that can be identified now."""
-    keys: dict[str, tuple[str, str]] = {}
-    for volume in declared(name, fields):
+def check_kind(resource: str, kind: Literal["volume", "pool"], doing: str) -> None:
+    """What is named is a pool where there is to be one, and nowhere else. Raises UsageError."""
+    if uri.is_name(resource):
         try:
-            keys[volume.path] = (identify(volume.path, new=volume.new), volume.access)
+            name = uri.parse(resource)
+        except JobError as error:
+            raise UsageError(str(error))
+        if kind == "volume" and name.volume is None:
+            raise UsageError(f"cannot {doing}: {resource} is a pool; give a volume in it: vol://POOL/VOLUME")
+    if kind == "pool" and not resource.startswith(uri.POOL):
+        raise UsageError(f"cannot {doing}: {resource} is no pool; one is named like this: pool://default")
+
+
+def resolve(name: str, fields: Mapping[str, Any], connect: str | None, uid: int) -> dict[str, tuple[str, str]]:
+    """Resource → (key, access) of each that is declared and can be identified now, for this user."""
+    keys: dict[str, tuple[str, str]] = {}
+    for each in declared(name, fields):
+        try:
+            known = key_of_name(each.path, connect, uid) or identify(each.path, new=each.new)
+            keys[each.path] = (known, each.access)
         except JobError:  # missing, or not ours to see: the worker says so as the job's error
             pass
     return keys
 
 
+def key_of_name(resource: str, connect: str | None, uid: int) -> str:
+    """The key of what has a name of libvirt's; empty for a path. Raises UsageError."""
+    if not uri.is_name(resource):
+        return ""
+    try:
+        return uri.key(uri.parse(resource), connect or uri.default_uri(uid), uid)
+    except JobError as error:
+        raise UsageError(str(error))
+
+
 def declared(name: str, fields: Mapping[str, Any]) -> list[Named]:
-    """The resources that a request names. Raises UnknownType."""
+    """The resources that a request names, and the pools of those that are volumes of libvirt's. Raises UnknownType."""
     resources = registry.get(name).resources().items()
-    return [
+    found = [
         Named(fields[field], each.access_with(fields).value, each.new) for field, each in resources if fields.get(field)
     ]
+    pools = {str(Name(uri.parse(each.path).pool)) for each in found if each.path.startswith(uri.VOLUME)}
+    return found + [Named(pool, READ.value) for pool in sorted(pools)]

@@ -99,11 +99,11 @@ def _agree_with_directories(db: sqlite3.Connection, engine: Engine) -> int:
 
 
 def _rebuild(db: sqlite3.Connection, engine: Engine, request: Request, directory: str) -> None:
+    owner = request.requester.uid if request.requester else os.stat(directory).st_uid
     try:
-        keys = {} if request.requester else resolve(request.type, request.args)
+        keys = {} if request.requester else resolve(request.type, request.args, request.connect, owner)
     except UnknownType:
         keys = {}
-    owner = request.requester.uid if request.requester else os.stat(directory).st_uid
     notes = Notes(boot=engine.boot, owner_uid=owner, keys=keys, resources=list(keys))
     ended = isinstance(recovery.look(directory), recovery.Ended)
     voided = ended and not read_life(directory)

@@ -47,7 +47,7 @@ class Resource(Struct, frozen=True):
     `written_if`: another field; when that has a value, READ becomes WRITE.
     """
 
-    kind: Literal["volume"]
+    kind: Literal["volume", "pool"]
     access: Access
     new: bool = False
     written_if: str | None = None
@@ -58,7 +58,7 @@ class Resource(Struct, frozen=True):
 
 
 def volume(description: str, access: Access, *, written_if: str | None = None) -> Meta:
-    """A field that names an existing file or block device; `written_if`: see Resource."""
+    """A field that names an existing file, block device or volume of libvirt's; `written_if`: see Resource."""
     return Meta(
         description=description,
         min_length=1,
@@ -68,12 +68,21 @@ def volume(description: str, access: Access, *, written_if: str | None = None) -
 
 
 def new_volume(description: str) -> Meta:
-    """A field that names a file to be created (alone in use from its first byte)."""
+    """A field that names a file, or a volume of libvirt's, to be created (alone in use from its first byte)."""
     return Meta(
         description=description,
         min_length=1,
         pattern=r"^[^\x00]+$",
         extra={"resource": Resource("volume", WRITE, new=True)},
+    )
+
+
+def pool(description: str, access: Access) -> Meta:
+    """A field that names a pool of libvirt's."""
+    return Meta(
+        description=description,
+        pattern=r"^pool://[^\x00]+$",
+        extra={"resource": Resource("pool", access)},
     )
 
 
@@ -91,6 +100,8 @@ class JobType(Struct, forbid_unknown_fields=True, tag_field="type"):
     can_suspend: ClassVar[bool] = True
     #: The work is done inside another program (libvirtd, QEMU); signals to the worker alone would not reach it.
     delegated: ClassVar[bool] = False
+    #: It also works on volumes of libvirt's that have no path here (`worker.pools`); other types refuse those.
+    remote: ClassVar[bool] = False
     #: The job reads what its user sends it (worker.stdin), or writes what its user reads (worker.stdout).
     reads_stdin: ClassVar[bool] = False
     writes_stdout: ClassVar[bool] = False

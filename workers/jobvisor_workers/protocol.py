@@ -80,6 +80,8 @@ class Request(Struct, frozen=True, omit_defaults=True):
     nice: int | None = None
     ionice: Literal["idle", "best-effort"] | None = None
     umask: int = 0o077
+    #: Where the names vol:// and pool:// are looked up; None when there are none.
+    connect: str | None = None
     #: What each declared resource was when it was accepted: path → key; the worker compares what it opened.
     resolved: dict[str, str] = {}
     retry_of: int | None = None

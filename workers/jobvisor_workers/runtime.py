@@ -43,6 +43,7 @@ from jobvisor_workers.protocol import (
     Temporary,
     encode,
 )
+from jobvisor_workers.resources import pools, uri
 from jobvisor_workers.resources.path import identify
 from jobvisor_workers.settle import undo
 from jobvisor_workers.worker import Worker
@@ -138,6 +139,8 @@ def _become_requester(spawned: Spawned, word: LastWord) -> None:
     try:
         if request.ionice is not None:
             import psutil  # noqa: F401 - for _be_nice
+        if request.connect:
+            pools.load()
         if spawned.job:
             spawned.job.load()
     except Exception:  # it is found again when it is used
@@ -163,12 +166,20 @@ def _work(
         os.umask(request.umask)
         _be_nice(request)
         job = spawned.job or registry.convert(request.type, request.args)
+        if worker.pools:
+            job = worker.pools.localize(job)
         _prepare(worker, job, request, reporter)
+        if worker.pools:
+            worker.pools.close()
         if request.dry_run:
             return Result("completed", report, worker.expected.told(worker.locks))
         result = job.run(worker)
         _check_result(result)
         commit(result)
+        if worker.pools:
+            worker.phase("refresh")
+            for text in worker.pools.refresh():
+                worker.warn(text)
         return Result("completed", report, result)
     except Held as error:
         return _failed(report, error, resource=error.resource, holder=error.holder)
@@ -229,6 +240,8 @@ def _prepare(worker: Worker, job: JobType, request: Request, reporter: Reporter)
             list(wanted), on_conflict=request.on_conflict, waiting=waiting, expected=expected, doing=request.type
         )
         report.state, report.holder, report.reason = "running", None, None
+        if worker.pools:
+            worker.pools.check(worker.locks)
         report.phase = CHECKS if type(job).plan is not JobType.plan else None
         reporter.send()
         asked_before = dict(worker.wanted)
@@ -252,7 +265,7 @@ def _declared(job: JobType, request: Request) -> dict[tuple[str, Access], None]:
     replace = bool(getattr(job, "replace", False))
     for field, resource in job.resources().items():
         path = getattr(job, field)
-        if path is None:
+        if path is None or uri.is_name(path):  # what has no path here has no inode that could be locked
             continue
         key = identify(path, new=resource.new)
         if key in seen:

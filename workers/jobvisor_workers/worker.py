@@ -15,6 +15,7 @@ from jobvisor_workers.errors import JobError
 from jobvisor_workers.expected import Expected
 from jobvisor_workers.jobtype import READ, Access
 from jobvisor_workers.output import Output, target_mode
+from jobvisor_workers.resources.pools import Pools
 
 if TYPE_CHECKING:
     from jobvisor_workers.locks import Lock
@@ -53,6 +54,8 @@ class Worker:
         self.wanted: dict[tuple[str, Access], None] = {}
         self.expected = Expected()
         self.completed = threading.Event()
+        #: Libvirt's volumes and pools, of a job that names some.
+        self.pools = Pools(request.connect, request.type) if request.connect else None
         self._umask = request.umask
         self._reporter = reporter
         self._record = record

@@ -17,16 +17,21 @@ if TYPE_CHECKING:
 
 @click.command("mask", cls=Command)
 @click.argument(
-    "resource", cls=Positional, description="the file or block device", type=VolumePath(), metavar="RESOURCE"
+    "resource",
+    cls=Positional,
+    description="the file or block device, vol://POOL/VOLUME or pool://POOL",
+    type=VolumePath(),
+    metavar="RESOURCE",
 )
+@click.option("-c", "--connect", metavar="URI", help="the libvirt of vol:// and pool://")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object")
-def command(resource: str, as_json: bool) -> None:
+def command(resource: str, connect: str | None, as_json: bool) -> None:
     """Show what may start on a volume now, which jobs have it, and which wait for it.
 
     It is about jobs of one daemon: programs that are no jobs show up when a job asks for the volume (try --dry-run).
     """
     with reach.client() as client:
-        mask = client.mask(resource)
+        mask = client.mask(resource, connect=connect)
         if as_json:
             import msgspec
 

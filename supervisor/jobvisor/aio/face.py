@@ -48,6 +48,7 @@ class Face(ABC):
         dry_run: bool = False,
         nice: int | None = None,
         ionice: str | None = None,
+        connect: str | None = None,
         **args: Any,
     ) -> Job:
         options = Options(
@@ -57,6 +58,7 @@ class Face(ABC):
             dry_run=dry_run,
             nice=nice,
             ionice=ionice,
+            connect=connect,
         )
         return Job(self, await self._start(job, options, args))
 
@@ -94,9 +96,9 @@ class Face(ABC):
     async def pids(self) -> dict[int, int]:
         return await self._answer(self._source.pids())
 
-    async def mask(self, resource: str) -> Mask:
+    async def mask(self, resource: str, *, connect: str | None = None) -> Mask:
         # On a thread: it looks at files, which may be on a server that does not answer.
-        return await self._answer(await asyncio.to_thread(self._source.mask, resource))
+        return await self._answer(await asyncio.to_thread(self._source.mask, resource, connect))
 
     @abstractmethod
     def events(self, *, since: int | None = None, job: int | None = None, all_users: bool = False) -> EventStream: ...

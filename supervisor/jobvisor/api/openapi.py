@@ -13,8 +13,9 @@ from msgspec import Struct
 from jobvisor import __version__
 from jobvisor.api.call import Endpoint
 from jobvisor.api.problems import MEDIA_TYPE
-from jobvisor.api.wire import INT_MAX, Problem, Start
+from jobvisor.api.wire import INT_MAX, PATH_OR_VOLUME, Problem, Start
 from jobvisor_workers import registry
+from jobvisor_workers.resources import uri
 
 REF = "#/components/schemas/{name}"
 #: What any request can be answered with.
@@ -125,8 +126,8 @@ def _declare_jobs(components: dict[str, Any]) -> None:
             pass
     schemas, found = msgspec.json.schema_components(job_types, ref_template=REF)
     for job_type in job_types:
-        for field in job_type.resources():
-            _make_absolute(found[job_type.__name__]["properties"][field])
+        for field, resource in job_type.resources().items():
+            _make_absolute(found[job_type.__name__]["properties"][field], resource.kind)
     components |= found
     components[Start.__name__]["properties"]["job"] = {
         "oneOf": schemas,
@@ -139,8 +140,8 @@ def _declare_jobs(components: dict[str, Any]) -> None:
     }
 
 
-def _make_absolute(schema: dict[str, Any]) -> None:
+def _make_absolute(schema: dict[str, Any], kind: str) -> None:
     """What the library would take as relative to the current directory means nothing here."""
     for each in (schema, *schema.get("anyOf", [])):
         if each.get("type") == "string":
-            each["pattern"] = "^/[^\\x00]*$"
+            each["pattern"] = PATH_OR_VOLUME if kind == "volume" else f"^{uri.POOL_PATTERN}$"

@@ -153,8 +153,8 @@ class Routes:
         return json(await self._context.in_thread(lambda: _described(name)))
 
     async def mask(self, call: Call) -> Response:
-        resource = call.query.resource
-        future = await self._context.in_thread(lambda: call.core.mask(resource))
+        query: wire.MaskQuery = call.query
+        future = await self._context.in_thread(lambda: call.core.mask(query.resource, query.connect))
         return json(await asyncio.wrap_future(future))
 
     async def current(self, call: Call) -> Response:

@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 from jobvisor.info import JobInfo
 from jobvisor.states import State
 from jobvisor_workers.protocol import OnConflict
+from jobvisor_workers.resources import uri
 
 #: SQLite's integers, and what a JSON reader with 64 bits can hold.
 INT_MAX = 2**63 - 1
@@ -17,8 +18,22 @@ INT_MAX = 2**63 - 1
 #: For the document alone: the supervisor says it better when a word is no state.
 STATES = "|".join(State)
 
+#: What a resource may look like: nothing is relative to where the daemon happens to be.
+PATH_OR_VOLUME = rf"^(/[^\x00]*|{uri.VOLUME_PATTERN})$"
+ANY_RESOURCE = rf"^(/[^\x00]*|{uri.VOLUME_PATTERN}|{uri.POOL_PATTERN})$"
 Id = Annotated[int, Meta(ge=1, le=INT_MAX, description="a job's id")]
-AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\x00]*$", max_length=4096, description="an absolute path")]
+ResourceName = Annotated[
+    str, Meta(pattern=ANY_RESOURCE, max_length=4096, description="an absolute path, vol://POOL/VOLUME or pool://POOL")
+]
+Uri = Annotated[
+    str,
+    Meta(
+        pattern=r"^[^\x00]+$",
+        max_length=4096,
+        description="libvirt's connection URI for the names vol:// and pool://; qemu:///system of root's, "
+        "qemu:///session of others by default",
+    ),
+]
 #: The end of the year 9999, behind which Python knows no time.
 LAST_MOMENT = 253402300799.0
 Moment = Annotated[float, Meta(ge=0, le=LAST_MOMENT, description="seconds since the epoch")]
@@ -39,6 +54,7 @@ class Start(Strict):
     dry_run: bool = False
     nice: Annotated[int, Meta(ge=-20, le=19)] | None = None
     ionice: Annotated[str, Meta(pattern="^(idle|best-effort)$")] | None = None
+    connect: Uri | None = None
     umask: Annotated[
         int, Meta(ge=0, le=0o777, description="of the new files; by default only their owner may use them")
     ] = 0o077
@@ -63,7 +79,7 @@ class ListQuery(Strict):
         | None
     ) = None
     type: TypeName | None = None
-    resource: AbsolutePath | None = None
+    resource: ResourceName | None = None
     since: Moment | None = None
     limit: Annotated[int, Meta(ge=0, le=INT_MAX, description="the newest so many")] | None = None
     all_users: Annotated[bool, Meta(description="not only one's own; for root")] = False
@@ -109,7 +125,8 @@ class EventsQuery(Strict):
 
 
 class MaskQuery(Strict):
-    resource: AbsolutePath
+    resource: ResourceName
+    connect: Uri | None = None
 
 
 class Empty(Strict):

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
-from jobvisor.asking import Options, check_options, checked_id, states_of, umask
+from jobvisor.asking import Options, check_options, checked_id, connect_of, states_of, umask
 from jobvisor.errors import UsageError
 from jobvisor.info import DaemonInfo, JobInfo, decode_info
 from jobvisor.states import Goal, State, Verb
+from jobvisor_workers.resources import uri
 
 if TYPE_CHECKING:
     from jobvisor.schedule import Mask
@@ -133,13 +134,14 @@ def pids() -> Call[dict[int, int]]:
     return Call("GET", "/v1/pids", lambda body: msgspec.json.decode(body, type=dict[str, dict[int, int]])["pids"])
 
 
-def mask(resource: str) -> Call[Mask]:
+def mask(resource: str, connect: str | None) -> Call[Mask]:
     def decode(body: bytes) -> Mask:
         from jobvisor.schedule import Mask  # loads what a list of jobs can do without
 
         return msgspec.json.decode(body, type=Mask)
 
-    return Call("GET", _with("/v1/mask", {"resource": absolute(resource)}), decode)
+    query = {"resource": absolute(resource), "connect": connect_of([resource], connect)}
+    return Call("GET", _with("/v1/mask", query), decode)
 
 
 def job_type(name: str) -> Call[dict[str, Any]]:
@@ -156,8 +158,9 @@ def daemon() -> Call[DaemonInfo]:
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """The daemon has another working directory."""
-    return os.path.join(os.getcwd(), path)
+    """The daemon has another working directory; libvirt's names are the same everywhere."""
+    path = os.fspath(path)
+    return path if uri.is_name(path) else os.path.join(os.getcwd(), path)
 
 
 class _Jobs(Struct):

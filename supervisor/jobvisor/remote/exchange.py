@@ -174,6 +174,7 @@ class Exchange:
 
     async def start(self, job: JobType | str, options: Options, args: dict[str, Any]) -> JobInfo:
         """Raises UsageError and what the daemon says is wrong."""
+        from jobvisor.asking import connect_of
         from jobvisor.remote.naming import named
 
         name, fields, resources = named(job, args)
@@ -182,6 +183,8 @@ class Exchange:
         for field in resources:
             if isinstance(fields.get(field), str) and fields[field]:
                 fields[field] = calls.absolute(fields[field])
+        connect = connect_of((fields.get(field) for field in resources), options.connect)
+        options = msgspec.structs.replace(options, connect=connect)
         return await self.perform(calls.start(name, fields, options))
 
     async def wait(self, id: int, timeout: float | None, goal: Goal | None) -> JobInfo | None:
