@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def subject(job_type: type[JobType], typed: Mapping[str, Any]) -> str:
-    """The type and its volumes, as they were typed: "clone of a.raw to b.raw"."""
-    words = [job_type.name()]
-    for field, resource in job_type.resources().items():
-        if typed.get(field):
-            words += ["to" if resource.new else "of", str(typed[field])]
-    return " ".join(words)
+    """The type and its volumes, as they were typed: "clone of a.raw to b.raw", "compare of a.raw and b.raw"."""
+    named = [(str(typed[field]), resource.new) for field, resource in job_type.resources().items() if typed.get(field)]
+    there = [name for name, new in named if not new]
+    made = [name for name, new in named if new]
+    whole = f"{job_type.name()} of {' and '.join(there or made)}"
+    return f"{whole} to {' and '.join(made)}" if there and made else whole
 
 
 def state_line(what: str, info: JobInfo) -> str:

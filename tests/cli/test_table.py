@@ -8,7 +8,9 @@ import pytest
 
 from jobvisor.info import JobInfo
 from jobvisor.states import State
+from jobvisor_cli.render import subject
 from jobvisor_cli.table import columns_of, cut, table
+from jobvisor_workers import registry
 from jobvisor_workers.protocol import Holder
 
 MIB = 1 << 20
@@ -90,3 +92,14 @@ def test_cut() -> None:
     assert cut("abc", 3) == "abc"
     assert cut("abcd", 3) == "ab…"
     assert columns_of(cut("全角全角", 6)) <= 6
+
+
+def test_what_a_job_is_about_is_said_in_words() -> None:
+    about = {
+        "clone": ({"source": "a", "target": "b"}, "clone of a to b"),
+        "compare": ({"first": "a", "second": "b"}, "compare of a and b"),
+        "create": ({"target": "b"}, "create of b"),
+        "wipe": ({"volume": "a"}, "wipe of a"),
+    }
+    for name, (typed, words) in about.items():
+        assert subject(registry.get(name), typed) == words
