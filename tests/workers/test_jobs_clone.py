@@ -468,7 +468,8 @@ def test_no_space_on_the_way_leaves_nothing(refused: Any, tmp_path: Path, kind: 
     raw = filled(tmp_path / "a.raw", 6 * MIB)
     source = raw if kind == "raw" else qcow2(tmp_path / "a.qcow2", raw)
     with filesystem(tmp_path, "tmpfs", 4 * MIB) as where:
-        info = refused(source, where / "b", "No space left on device", cause=Cause.NO_SPACE, sparse=True)
+        full = f"to {where}/b: No space left on device, although 4.0 MiB were free for it; make room in {where}"
+        info = refused(source, where / "b", full, cause=Cause.NO_SPACE, sparse=True)
         assert info.phase == "copy"
         wait_until(lambda: os.statvfs(where).f_bfree * 4096 >= 3.9 * MIB, "the space is given back")
 

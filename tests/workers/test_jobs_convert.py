@@ -205,11 +205,20 @@ def test_no_room(refused: Any, tmp_path: Path) -> None:
     raw = filled(tmp_path / "a.raw", 6 * MIB)
     image = qcow2(tmp_path / "a.qcow2", raw)
     with filesystem(tmp_path, "tmpfs", 4 * MIB) as where:
-        for source, kind in ((raw, "qcow2"), (image, "raw"), (raw, "raw")):
+        for source, kind in ((raw, "qcow2"), (image, "raw"), (raw, "raw"), (raw, "vdi"), (image, "vhdx")):
             info = refused(source, kind, "the filesystem has 4.0 MiB free", cause=Cause.NO_SPACE, target=where / "b")
             assert info.phase == "checks"
-        info = refused(raw, "vdi", "No space left on device", cause=Cause.NO_SPACE, target=where / "b")
+        full = f"cannot convert {raw} to {where}/b: No space left on device, although 4.0 MiB were free for it"
+        info = refused(raw, "qcow2", full, cause=Cause.NO_SPACE, target=where / "b", compress=True)
         assert info.phase == "convert"
+        assert (info.errmsg or "").endswith(f"; make room in {where}, or choose a target on another filesystem")
+
+
+def test_much_room_is_not_wanted_for_little_data(convert: Run, tmp_path: Path) -> None:
+    qemu_img("create", "-q", "-f", "qcow2", tmp_path / "a.qcow2", "1G")
+    with filesystem(tmp_path, "tmpfs", 4 * MIB) as where:
+        info = convert(tmp_path / "a.qcow2", where / "b.raw")
+        assert info.ok, info.errmsg
 
 
 def test_a_dry_run_makes_nothing(convert: Run, tmp_path: Path) -> None:

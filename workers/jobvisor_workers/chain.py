@@ -60,7 +60,7 @@ def check_readable(worker: Worker, chain: Sequence[Image], doing: str) -> None:
             qemu_img.sound(worker, image, doing)
 
 
-def data_of(worker: Worker, chain: Sequence[Image], doing: str) -> dict[str, int | None]:
+def data_of(worker: Worker, chain: Sequence[Image], doing: str) -> dict[str, int]:
     """Path → bytes that come from there, of what the guest sees."""
     counts = qemu_img.data_by_depth(worker, chain, doing)
     return {image.path: counts.get(depth, 0) for depth, image in enumerate(chain)}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from jobvisor_workers import room
 from jobvisor_workers.data import libc
 from jobvisor_workers.data.copy import copy as copy_bytes
 from jobvisor_workers.data.window import MIB, Window
-from jobvisor_workers.errors import BadArgument, from_os_error
+from jobvisor_workers.errors import BadArgument, JobError, NoSpace, from_os_error
 
 if TYPE_CHECKING:
+    from jobvisor_workers.output import Output
     from jobvisor_workers.qemu_img import Image
     from jobvisor_workers.worker import Volume, Worker
 
@@ -43,6 +45,20 @@ def refuse_own_chain(chain: Sequence[Image], target: str, doing: str) -> None:
             raise BadArgument(f"cannot {doing} to {target}: the source is based on it")
 
 
+def expect(
+    worker: Worker,
+    reads: Mapping[str, int | None],
+    target: str,
+    written: int,
+    space: int | None = None,
+    *,
+    exact: bool = False,
+) -> None:
+    """What `make` will do. `space`: of a new file, if it is not what is written to it; a device takes none."""
+    taken = written if space is None else space
+    worker.expect(reads=reads, writes={target: written}, space=0 if device_of(worker, target) else taken, exact=exact)
+
+
 def make(
     worker: Worker,
     target: str,
@@ -66,7 +82,10 @@ def make(
             os.fsync(device.fd)
         else:
             with worker.create(target, replace=replace, copy=copy) as output:
-                method = fill(output.fd, output.directory_path)
+                try:
+                    method = fill(output.fd, output.directory_path)
+                except (OSError, NoSpace) as error:
+                    raise _exhausted(error, f"{doing} to {target}", output)
             space = os.fstat(output.fd).st_blocks * 512
     except BaseException as error:
         # What an abort would leave is now what it did leave.
@@ -76,6 +95,13 @@ def make(
             raise from_os_error(error, f"{doing} to {target}")
         raise
     return method, space
+
+
+def _exhausted(error: OSError | NoSpace, doing: str, output: Output) -> JobError:
+    met = from_os_error(error, doing) if isinstance(error, OSError) else error
+    if not isinstance(met, NoSpace):
+        return met
+    return room.exhausted(met, doing, output.directory_path, output.fd, ", or choose a target on another filesystem")
 
 
 def lay_out(container: int, target: int) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from jobvisor_workers.data import libc
+from jobvisor_workers.data.direct import BLOCK
 from jobvisor_workers.errors import JobError, NoSpace
 
+FULL = os.strerror(errno.ENOSPC)
 #: f_type of filesystems that may store less than they are given (compression): btrfs, ZFS, bcachefs, F2FS.
 COMPRESSING = {0x9123683E, 0x2FC12FC1, 0xCA451A4E, 0xF2F52010}
 #: f_type of those that can share blocks between files: xfs, and btrfs, bcachefs, OCFS2.
@@ -37,10 +40,29 @@ def check_free(directory: str, needed: int, doing: str, advice: str = "") -> Non
         raise NoSpace(f"cannot {doing}: {compare(needed, 'the filesystem', there, ' free')}{advice}")
 
 
+def exhausted(error: NoSpace, doing: str, directory: str, fd: int, advice: str = "") -> NoSpace:
+    """The same said in full, of what was met in the middle of writing the new file `fd`.
+
+    `doing` names the target; `advice`: what else might be done than to make room.
+    """
+    text = str(error)
+    if FULL not in text:  # a quota, or a limit on the size of files, which has nothing to do with what is free
+        return error
+    there = free(directory) + os.fstat(fd).st_blocks * 512
+    return NoSpace(
+        f"cannot {doing}: {FULL}, although {human(there)} were free for it; make room in {directory}{advice}"
+    )
+
+
 def free(directory: str) -> int:
     """Bytes that this process may still write to the filesystem of `directory`, quotas aside."""
     facts = os.statvfs(directory)
     return (facts.f_bavail if os.geteuid() else facts.f_bfree) * facts.f_frsize
+
+
+def in_blocks(count: int) -> int:
+    """Bytes that a file with so many of them takes, which common filesystems give out in blocks of 4096."""
+    return -(-count // BLOCK) * BLOCK
 
 
 def may_share(fd: int, directory: str) -> bool:

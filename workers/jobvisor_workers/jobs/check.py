@@ -37,6 +37,7 @@ class Check(JobType, tag="check"):
 
     def plan(self, worker: Worker) -> None:
         self._look(worker)
+        worker.expect(reads={self.volume: None}, writes={self.volume: None} if self.repair else {})
 
     def run(self, worker: Worker) -> dict[str, Any]:
         image = self._look(worker)

@@ -71,6 +71,8 @@ class Clone(JobType, tag="clone"):
         else:
             self._check_directory(top, data)
         self._warn(worker, chain)
+        if worker.dry_run:
+            self._expect(worker, chain, data)
 
     def run(self, worker: Worker) -> dict[str, Any]:
         chain = chains.open_chain(worker, self.source, self.format, self._doing)
@@ -121,6 +123,28 @@ class Clone(JobType, tag="clone"):
         needed = top.size if self.sparse is False else data
         advice = "" if self.sparse is False else "; --sparse tries anyway, leaving out zeroes"
         room.check_free(directory, needed, f"{self._doing} to {self.target}", advice)
+
+    def _expect(self, worker: Worker, chain: list[Image], data: int) -> None:
+        top, fill = chain[0], self.sparse is False
+        if self.reflink:
+            making.expect(worker, {self.source: 0}, self.target, 0, exact=True)
+            return
+        if top.format == "qcow2" and not top.plain:
+            most = (top.size if fill else data) + qemu_img.overhead(worker, top, self._doing)
+            making.expect(worker, {self.source: data}, self.target, most)
+            return
+        if not top.plain:
+            options = qemu_img.options_of(top)
+            most = qemu_img.most(worker, chain, top.format, top.size, options, self._doing, fill=fill)
+            making.expect(worker, {self.source: data}, self.target, most)
+            return
+        data = allocated(top.fd, top.container)
+        space = top.container if fill else data
+        directory = making.directory_of(self.target, self.replace)
+        shared = self.sparse is None and self.reflink is None and room.may_share(top.fd, directory)
+        making.expect(
+            worker, {self.source: data}, self.target, data, room.in_blocks(space), exact=not self.sparse and not shared
+        )
 
     def _warn(self, worker: Worker, chain: list[Image]) -> None:
         top = chain[0]

@@ -40,6 +40,8 @@ class Commit(JobType, tag="commit"):
             worker.warn(f"{between.path} lies between, and cannot be used alone any more")
         if base.size < chain[0].size:
             worker.warn(f"{base.path} grows from {base.size} to {chain[0].size} bytes")
+        if worker.dry_run:
+            self._expect(worker, chain, base)
 
     def run(self, worker: Worker) -> dict[str, Any]:
         chain = self._chain(worker)
@@ -65,6 +67,13 @@ class Commit(JobType, tag="commit"):
     @property
     def _doing(self) -> str:
         return f"commit {self.volume}"
+
+    def _expect(self, worker: Worker, chain: list[Image], base: Image) -> None:
+        found = chains.data_of(worker, chain, self._doing)
+        above = {image.path: found[image.path] for image in chain[: chain.index(base)]}
+        most = sum(above.values()) + qemu_img.overhead(worker, base, self._doing)
+        space = 0 if worker.volume(base.path).kind == "block" else most
+        worker.expect(reads=above, writes={base.path: most}, space=space, exact=False)
 
     def _chain(self, worker: Worker) -> list[Image]:
         wanted = os.stat(self.base) if self.base else None

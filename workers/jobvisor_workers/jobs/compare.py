@@ -39,6 +39,10 @@ class Compare(JobType, tag="compare"):
         if all(worker.is_locked(image.path) for image in (*one, *other)):
             chains.check_readable(worker, one, self._doing)
             chains.check_readable(worker, other, self._doing)
+            if worker.dry_run:
+                # It ends at the first difference.
+                for chain in (one, other):
+                    worker.expect(reads=chains.data_of(worker, chain, self._doing), exact=False)
 
     def run(self, worker: Worker) -> dict[str, Any]:
         one, other = self._chains(worker)

@@ -10,6 +10,7 @@ from msgspec import Meta
 from jobvisor_workers import chain as chains
 from jobvisor_workers import making, qemu_img, room
 from jobvisor_workers.data import copy, libc
+from jobvisor_workers.data.extents import allocated
 from jobvisor_workers.data.window import Window
 from jobvisor_workers.data.zeros import preallocate
 from jobvisor_workers.errors import BadArgument, JobError, NoSpace
@@ -66,7 +67,9 @@ class Convert(JobType, tag="convert"):
         for what, count in (("internal snapshots", top.snapshots), ("bitmaps", len(top.details.get("bitmaps", ())))):
             if count:
                 worker.warn(f"{self.source} has {count} {what}, which {self.target} does not get")
-        self._check_room(worker, chain)
+        needed = self._check_room(worker, chain)
+        if worker.dry_run:
+            self._expect(worker, chain, needed)
 
     def run(self, worker: Worker) -> dict[str, Any]:
         chain = chains.open_chain(worker, self.source, self.format, self._doing)
@@ -117,7 +120,8 @@ class Convert(JobType, tag="convert"):
                 f"cannot {self._doing}: --preallocation {self.preallocation} and {other} exclude each other"
             )
 
-    def _check_room(self, worker: Worker, chain: list[Image]) -> None:
+    def _check_room(self, worker: Worker, chain: list[Image]) -> int:
+        """Returns the bytes that a raw or qcow2 takes at most, or one of another format at least."""
         top, device = chain[0], making.device_of(worker, self.target)
         if device and self.output_format not in ("raw", "qcow2"):
             raise BadArgument(f"cannot {self._doing} to {self.target}: on a device only raw and qcow2 images can live")
@@ -125,13 +129,13 @@ class Convert(JobType, tag="convert"):
             raise BadArgument(
                 f"cannot {self._doing} to {self.target}: a device has all its space; omit --preallocation"
             )
-        if self.output_format in ("raw", "qcow2"):
-            measured = chain if self.flatten else chain[:1]
-            needed, most = qemu_img.measure(worker, measured, self.output_format, self._options(), self._doing)
-            if self.preallocation in ("falloc", "full") or (device and self.output_format == "raw"):
-                needed = most
+        if self.output_format == "qcow2":
+            needed, most = qemu_img.measure(worker, self._read(chain), "qcow2", self._options(), self._doing)
         else:
-            needed = 0
+            # Of raw qemu-img measures the length, and of others nothing. They take their data, in whole blocks.
+            needed, most = sum(chains.data_of(worker, self._read(chain), self._doing).values()), top.size
+        if self.preallocation in ("falloc", "full") or (device and self.output_format == "raw"):
+            needed = most
         if device:
             if needed > device.size and not self.compress:
                 short = room.compare(needed, "the device", device.size)
@@ -139,11 +143,31 @@ class Convert(JobType, tag="convert"):
             if self.output_format == "raw" and needed < device.size:
                 rest = device.size - needed
                 worker.warn(f"{self.target} is larger than {self.source}: its last {rest} bytes stay as they were")
-            return
+            return needed
         directory = making.directory_of(self.target, self.replace)
         room.check_writable(self.target, directory)
-        if not self.compress and not (self._own(top) and room.may_share(top.fd, directory)):
+        if not self.compress and not self._may_share(top, directory):
             room.check_free(directory, needed, f"{self._doing} to {self.target}")
+        return needed
+
+    def _expect(self, worker: Worker, chain: list[Image], needed: int) -> None:
+        top, read = chain[0], self._read(chain)
+        if self._own(top):
+            data, directory = allocated(top.fd, top.size), making.directory_of(self.target, self.replace)
+            space = room.in_blocks(data if self.preallocation == "off" else top.size)
+            exact = not self._may_share(top, directory)
+            making.expect(worker, {self.source: data}, self.target, data, space, exact=exact)
+            return
+        if self.output_format not in ("raw", "qcow2"):
+            size, options = self._size(top), self._options()
+            needed = qemu_img.most(worker, read, self.output_format, size, options, self._doing)
+        making.expect(worker, chains.data_of(worker, read, self._doing), self.target, needed)
+
+    def _may_share(self, top: Image, directory: str) -> bool:
+        return self._own(top) and self.preallocation == "off" and room.may_share(top.fd, directory)
+
+    def _read(self, chain: list[Image]) -> list[Image]:
+        return chain if self.flatten else chain[:1]
 
     # --- the bytes -------------------------------------------------------------------------------------------
 

@@ -49,6 +49,8 @@ class Rebase(JobType, tag="rebase"):
             raise BadArgument(f"cannot {self._doing} on {self.backing}: that is based on {self.volume} itself")
         if all(worker.is_locked(image.path) for image in (*old, *new)):
             chains.check_readable(worker, [*old, *new], self._doing)
+            if worker.dry_run:
+                self._expect(worker, old, new)
 
     def run(self, worker: Worker) -> dict[str, Any]:
         old, new = self._old(worker), self._new(worker)
@@ -82,6 +84,19 @@ class Rebase(JobType, tag="rebase"):
     @property
     def _doing(self) -> str:
         return f"rebase {self.volume}"
+
+    def _expect(self, worker: Worker, old: list[Image], new: list[Image]) -> None:
+        if self.unsafe:
+            worker.expect(writes={self.volume: None}, space=0)
+            return
+        below = chains.data_of(worker, old, self._doing)
+        own = below.pop(old[0].path)
+        # Where the overlay has nothing, whatever one of the two backing files has may have to be copied.
+        other = chains.data_of(worker, new, self._doing) if new else {}
+        most = min(sum(below.values()) + sum(other.values()), old[0].size - own)
+        most += qemu_img.overhead(worker, old[0], self._doing)
+        space = 0 if worker.volume(self.volume).kind == "block" else most
+        worker.expect(reads={**below, **other}, writes={self.volume: most}, space=space, exact=False)
 
     def _old(self, worker: Worker) -> list[Image]:
         if self.unsafe:

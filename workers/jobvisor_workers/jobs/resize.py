@@ -11,6 +11,7 @@ from jobvisor_workers import chain as chains
 from jobvisor_workers import jobtype, qemu_img, room
 from jobvisor_workers.data import libc
 from jobvisor_workers.data.content import content
+from jobvisor_workers.data.extents import data_extents
 from jobvisor_workers.data.zeros import UNSUPPORTED
 from jobvisor_workers.errors import BadArgument, JobError, from_os_error
 from jobvisor_workers.jobtype import WRITE, JobType, byte_size
@@ -60,6 +61,8 @@ class Resize(JobType, tag="resize"):
         elif self.allocate:
             needed = max(0, size - os.fstat(top.fd).st_blocks * 512)
             room.check_free(os.path.dirname(os.path.realpath(self.volume)), needed, self._doing)
+        if worker.dry_run:
+            self._expect(worker, top, size)
 
     def run(self, worker: Worker) -> dict[str, Any]:
         chain = chains.open_chain(worker, self.volume, self.format, self._doing)
@@ -114,6 +117,18 @@ class Resize(JobType, tag="resize"):
         if self.shrink and size > top.size:
             raise BadArgument(f"cannot {self._doing}: --shrink to {size} bytes, but it has only {top.size}")
         return size if top.format == "raw" else -(-size // SECTOR) * SECTOR
+
+    def _expect(self, worker: Worker, top: Image, size: int) -> None:
+        if top.format != "raw":
+            worker.expect(writes={self.volume: None if size != top.size else 0})
+            return
+        held = os.fstat(top.fd).st_blocks * 512
+        if self.allocate:
+            space = max(0, room.in_blocks(size) - held)
+        else:
+            kept = sum(room.in_blocks(length) for _, length in data_extents(top.fd, 0, min(size, top.size)))
+            space = kept - held if size < top.size else 0
+        worker.expect(writes={self.volume: 0}, space=space)
 
     def _check_shrink(self, worker: Worker, chain: list[Image], size: int) -> None:
         top = chain[0]
