@@ -16,7 +16,7 @@ from jobvisor.testing import halt_at, job_type, wait_until
 from jobvisor_workers import WRITE, JobType, Worker, new_volume, volume
 from jobvisor_workers.control import children_of, descendants, is_stopped
 
-ENDLESS = "while :; do echo x >> \"$0\"; done"
+ENDLESS = 'while :; do echo x >> "$0"; done'
 
 
 @job_type
@@ -184,9 +184,7 @@ def test_a_stop_between_fork_and_exec_of_a_child_is_a_stop(supervisor: Superviso
 
 
 @pytest.mark.parametrize("who", ["worker", "child"])
-def test_an_outsiders_stop_of_one_process_stops_the_whole_job(
-    supervisor: Supervisor, tmp_path: Path, who: str
-) -> None:
+def test_an_outsiders_stop_of_one_process_stops_the_whole_job(supervisor: Supervisor, tmp_path: Path, who: str) -> None:
     job = started(supervisor, "test-write", "write", marks=str(tmp_path / "marks"), child=True)
     wait_until(lambda: sizes(tmp_path))
     worker = supervisor.pids()[job.id]
@@ -459,8 +457,6 @@ class flocked:
     def __exit__(self, *_: object) -> None:
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
-
-
 
 
 def test_a_time_limit_of_years_harms_neither_zygote_nor_supervisor(supervisor: Supervisor, tmp_path: Path) -> None:

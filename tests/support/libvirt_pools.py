@@ -26,6 +26,7 @@ class Pools:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._devices: dict[str, Path] = {}
+        self._made: set[str] = set()
         self._used: set[str] = set()
 
     def virsh(self, *words: str | Path | int) -> str:
@@ -35,7 +36,7 @@ class Pools:
         """The directory of a pool's volumes; the pool is made if it is not there yet."""
         self._used.add(kind)
         target = Path("/dev") if kind == "disk" else self.directory / kind
-        if kind not in self.virsh("pool-list", "--all", "--name").split():
+        if kind not in self._made:
             if kind == "dir":
                 target.mkdir()
                 self._own(target)
@@ -45,6 +46,7 @@ class Pools:
             else:
                 self._make_filesystem_pool(kind, target)
             self.virsh("pool-start", kind)
+            self._made.add(kind)
         return target
 
     def make_volume(self, pool: str, name: str, capacity: int, format: str = "raw", *words: str) -> Path:
@@ -57,7 +59,21 @@ class Pools:
 
     def volumes(self, pool: str = "dir") -> set[str]:
         """As virsh lists them, without a refresh."""
-        return {line.split()[0] for line in self.virsh("vol-list", pool).splitlines() if line.strip()}
+        return _names(self.virsh("vol-list", pool))
+
+    def refresh(self, pool: str = "dir") -> set[str]:
+        """The volumes then; retried while libvirt still works on one and refuses."""
+        found: list[set[str]] = []
+
+        def done() -> bool:
+            try:
+                found.append(_names(self.virsh(f"pool-refresh {pool}; vol-list {pool}")))
+            except AssertionError:
+                return False
+            return True
+
+        wait_until(done, f"pool {pool} is idle")
+        return found[0]
 
     def path(self, pool: str, volume: str) -> Path:
         return Path(self.virsh("vol-path", volume, "--pool", pool))
@@ -75,7 +91,7 @@ class Pools:
 
     def empty(self) -> None:
         """The pools that were asked for since the last time are as they were made: active, without volumes."""
-        inactive = self.virsh("pool-list", "--inactive", "--name").split()
+        inactive = self.virsh("pool-list", "--inactive", "--name").split() if self._used else []
         for kind in self._used:
             if kind in inactive:
                 self.virsh("pool-start", kind)
@@ -83,8 +99,7 @@ class Pools:
                 self._label(self._devices["disk"])
             else:
                 _clear(self.directory / kind)
-            self._refresh(kind)
-            assert not self.volumes(kind)
+            assert not self.refresh(kind)
         self._used.clear()
 
     def detach(self) -> None:
@@ -95,18 +110,6 @@ class Pools:
             subprocess.run(["losetup", "--detach", device], check=True)
             _wait_for_detached(device)
         self._devices.clear()
-
-    def _refresh(self, kind: str) -> None:
-        """Retried: libvirt refuses while it still works on a volume."""
-
-        def done() -> bool:
-            try:
-                self.virsh("pool-refresh", kind)
-            except AssertionError:
-                return False
-            return True
-
-        wait_until(done, f"pool {kind} is idle")
 
     def _make_filesystem_pool(self, kind: str, target: Path) -> None:
         system = "ext4" if kind == "tiny" else kind
@@ -148,6 +151,10 @@ class Pools:
 
     def _own(self, directory: Path) -> None:
         """Give it to the user that the daemon runs as."""
+
+
+def _names(table: str) -> set[str]:
+    return {line.split()[0] for line in table.splitlines() if line.strip()}
 
 
 def _clear(directory: Path) -> None:
