@@ -40,7 +40,9 @@ With `wait=False` it returns when it is requested. One that does not fit raises 
 
 - `suspend` of a `queued` job holds it in the queue, and only then is there something to `resume`. Of a `starting` job
   it waits for the worker. A job type that a stop would harm (`can_suspend = False`) answers with `UsageError`.
-- `abort` of an `aborting` job is there for `force=True`: SIGKILL now.
+  So does a job while libvirtd does its work (`delegated` in its info): no stop would reach that.
+- `abort` of an `aborting` job is there for `force=True`: SIGKILL now. A job whose work libvirtd does stays `aborting`
+  until that is done, since nobody can stop it; no grace period ends it before.
 - `retry` makes a new job, whose `retry_of` is the old one's id. A job type that is never to be repeated as it was
   (`retry = "never"`) answers with `UsageError`.
 

@@ -58,7 +58,6 @@ class Record:
         self.rusage: dict[str, float] = {}
         self.result: dict[str, object] | None = None
         self.adopted = False
-        self.delegated = False
         self.spawns = 0
         self.concluding = False
         self.waiters: list[Waiter] = []
@@ -141,7 +140,7 @@ class Record:
             signal=self.signal,
             abort_effect=progress.abort_effect,
             retry_of=self.request.retry_of,
-            delegated=self.delegated,
+            delegated=report.delegated and not state.final,
             adopted=self.adopted,
             log=self.log,
         )

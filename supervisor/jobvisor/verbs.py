@@ -25,6 +25,9 @@ from jobvisor.states import ALLOWED, State, Verb
 from jobvisor_workers import registry
 from jobvisor_workers.protocol import Request, Requester
 
+#: Seconds: longer than anything runs.
+ENDLESS = 1e9
+
 
 def suspend(engine: Engine, id: int, wait: bool) -> Future[JobInfo]:
     """Stop every process of the job. Types that a stop would harm say so by can_suspend."""
@@ -35,6 +38,8 @@ def _suspend(engine: Engine, record: Record, wait: bool) -> Future[JobInfo]:
     id = record.id  # noqa: A001
     if not registry.get(record.request.type).can_suspend:
         raise UsageError(f"cannot suspend job {id}: a {record.request.type} job cannot be suspended")
+    if record.report.delegated:
+        raise UsageError(f"cannot suspend job {id}: another program does its work, and cannot be told to stop")
     if record.state is State.QUEUED:
         record.notes.held = True
         record.reason = "held"
@@ -81,7 +86,9 @@ def _abort(engine: Engine, record: Record, wait: bool, force: bool) -> Future[Jo
     if queued:
         ending.void(engine, record)
     elif not record.concluding:
-        engine.pool.abort(record.id, engine.grace, force=force)
+        # Killed, it would end before the work that it asked for.
+        grace = ENDLESS if record.report.delegated else engine.grace
+        engine.pool.abort(record.id, grace, force=force)
     return _until(engine, record, Verb.ABORT, wait, lambda job: job.state.final)
 
 

@@ -7,11 +7,12 @@ from support.command import Cli
 
 def test_table(cli: Cli) -> None:
     done = cli.run("types")
-    lines = done.stdout.splitlines()
-    assert lines[0] == "TYPE      SUMMARY"
-    assert "clone     Copy a volume to a new one of the same format." in lines
-    assert "pace      Read a volume, at the pace of a test." in lines
-    assert any(line.startswith("broken    (cannot be loaded: ModuleNotFoundError") for line in lines)
+    parts = (line.partition(" ") for line in done.stdout.splitlines())
+    lines = {name: rest.strip() for name, _, rest in parts}
+    assert done.stdout.startswith("TYPE          SUMMARY\n")
+    assert lines["clone"] == "Copy a volume to a new one of the same format."
+    assert lines["pace"] == "Read a volume, at the pace of a test."
+    assert lines["broken"].startswith("(cannot be loaded: ModuleNotFoundError")
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -302,9 +302,16 @@ def test_no_room(refused: Any, create: Run, tmp_path: Path) -> None:
 
 
 def test_a_dry_run_makes_nothing(create: Run, tmp_path: Path) -> None:
-    before = everything_in(tmp_path)
-    assert create(tmp_path / "new", MIB, format="qcow2", prealloc="full", dry_run=True).ok
-    assert everything_in(tmp_path) == before
+    target, said = tmp_path / "new", []
+    for args in ({}, {"prealloc": "falloc"}, {"prealloc": "full"}, {"prealloc": "full", "format": "qcow2"}):
+        info = create(target, MIB, **args, dry_run=True)
+        assert info.ok, info.errmsg
+        assert info.result is not None
+        said.append((info.result["writes"][0]["bytes"], info.result["space"], info.result["exact"]))
+    assert said[:3] == [(0, 0, True), (0, MIB, True), (MIB, MIB, True)]
+    assert said[3][0] == said[3][1] > MIB
+    assert not said[3][2]
+    assert everything_in(tmp_path) == {}
 
 
 @pytest.mark.parametrize("kind", ["raw", "qcow2"])

@@ -99,6 +99,8 @@ class Report(Struct, omit_defaults=True):
     holder: Holder | None = None
     reason: str | None = None
     abort_effect: str | None = None
+    #: Another program does the work now, which knows neither a stop nor an end.
+    delegated: bool = False
     warnings: list[str] = []
 
 

@@ -113,6 +113,7 @@ def main(spawned: Spawned) -> NoReturn:
 
     worker = Worker(request, reporter, record, ends)
     taken = signals.Signals(report_again, worker.completed.set)
+    worker.held_back = taken.held_back
     reporter.on_blocked = taken.retry_report
     try:
         taken.start()

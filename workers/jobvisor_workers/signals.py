@@ -13,7 +13,8 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from jobvisor_workers.protocol import Sender
@@ -56,6 +57,17 @@ class Signals:
     def defer(self) -> None:
         """From here on no request to end is raised: the job is being committed."""
         self._deferred = True
+
+    @contextmanager
+    def held_back(self) -> Iterator[Callable[[], bool]]:
+        """A request to end is raised when the with block is left; what it yields tells whether there is one."""
+        self._deferred = True
+        try:
+            yield lambda: self.sender is not None
+        finally:
+            self._deferred = False
+            if self.sender is not None:
+                self._raise(0, None)
 
     def at_top(self) -> None:
         """The main thread has left the job; exit handlers are not to be disturbed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -54,6 +54,8 @@ class Worker:
         self.wanted: dict[tuple[str, Access], None] = {}
         self.expected = Expected()
         self.completed = threading.Event()
+        #: A context in which no request to end is raised; it yields what tells whether there is one.
+        self.held_back: Callable[[], AbstractContextManager[Callable[[], bool]]] = lambda: nullcontext(lambda: False)
         #: Libvirt's volumes and pools, of a job that names some.
         self.pools = Pools(request.connect, request.type) if request.connect else None
         self._umask = request.umask
@@ -212,6 +214,11 @@ class Worker:
     @abort_effect.setter
     def abort_effect(self, text: str | None) -> None:
         self._reporter.report.abort_effect = text
+        self._reporter.send()
+
+    def delegate(self, delegated: bool) -> None:
+        """From here on another program does the work, or not any more: no stop and no end would reach it."""
+        self._reporter.report.delegated = delegated
         self._reporter.send()
 
     def ready(self) -> None:

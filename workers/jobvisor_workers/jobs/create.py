@@ -76,10 +76,19 @@ class Create(JobType, tag="create"):
             worker.warn(f"{self.target} shows only the first {size} of the {chain[0].size} bytes of {self.backing_vol}")
         if self.capacity and size > self.capacity:
             worker.warn(f"{self.target} gets {size - self.capacity} bytes more: {SECTOR} is the unit of its size")
+        needed = self._needed(worker, size)
         if device := making.device_of(worker, self.target):
-            self._check_device(worker, device, size)
+            self._check_device(device, needed)
         else:
-            self._check_directory(worker, size)
+            self._check_directory(needed)
+        if worker.dry_run:
+            known = self.format in ("raw", "qcow2")
+            reserved = self._kind == "raw" and self.prealloc != "full"
+            worker.expect(
+                writes={self.target: 0 if reserved else needed if known else None},
+                space=0 if device else needed if known else None,
+                exact=self._kind == "raw",
+            )
 
     def run(self, worker: Worker) -> dict[str, Any]:
         chain = self._chain(worker)
@@ -163,7 +172,7 @@ class Create(JobType, tag="create"):
                 f"cannot {self._doing}: --allocation {self.allocation} is more than its {self.capacity} bytes"
             )
 
-    def _check_device(self, worker: Worker, device: Volume, size: int) -> None:
+    def _check_device(self, device: Volume, needed: int) -> None:
         doing = f"{self._doing} on a block device"
         if self._kind == "raw":
             raise BadArgument(f"cannot {doing}: it is a raw volume already; wipe overwrites it")
@@ -172,10 +181,10 @@ class Create(JobType, tag="create"):
         if self.prealloc != "off" or self.nocow:
             option = "--nocow" if self.nocow else "--prealloc"
             raise BadArgument(f"cannot {doing}: that has all its space; omit {option}")
-        if (needed := self._needed(worker, size)) > device.size:
+        if needed > device.size:
             raise NoSpace(f"cannot {self._doing}: {room.compare(needed, 'the device', device.size)}")
 
-    def _check_directory(self, worker: Worker, size: int) -> None:
+    def _check_directory(self, needed: int) -> None:
         directory = making.directory_of(self.target, self.replace)
         room.check_writable(self.target, directory)
         if self.nocow:
@@ -185,7 +194,7 @@ class Create(JobType, tag="create"):
                     raise self._no_nocow()
             finally:
                 os.close(here)
-        room.check_free(directory, self._needed(worker, size), self._doing)
+        room.check_free(directory, needed, self._doing)
 
     def _needed(self, worker: Worker, size: int) -> int:
         """Bytes that the file will take for certain."""
