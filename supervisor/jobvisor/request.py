@@ -54,7 +54,7 @@ def build(
         value = fields.get(field)
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
-        if isinstance(value, str) and value:
+        if isinstance(value, str) and value and not resource.is_pipe(value):
             fields[field] = absolute(value, requester, f"start {name}")
             check_kind(value, resource.kind, f"start {name}")
     uid = requester.uid if requester else os.getuid()
@@ -87,7 +87,11 @@ def build(
         raise UsageError(f"cannot start {name}: an argument is not valid UTF-8; rename the file")
     if not 0 <= request.umask <= 0o777:
         raise UsageError(f"umask is to be from 0 to 0777, not {request.umask:#o}")
-    paths = [fields[field] for field in job_type.resources() if fields.get(field)]
+    paths = [
+        fields[field]
+        for field, resource in job_type.resources().items()
+        if fields.get(field) and not resource.is_pipe(fields[field])
+    ]
     return request, Notes(boot=boot_id(), owner_uid=uid, keys=keys, resources=paths)
 
 
@@ -152,7 +156,9 @@ def declared(name: str, fields: Mapping[str, Any]) -> list[Named]:
     """The resources that a request names, and the pools of those that are volumes of libvirt's. Raises UnknownType."""
     resources = registry.get(name).resources().items()
     found = [
-        Named(fields[field], each.access_with(fields).value, each.new) for field, each in resources if fields.get(field)
+        Named(fields[field], each.access_with(fields).value, each.new)
+        for field, each in resources
+        if fields.get(field) and not each.is_pipe(fields[field])
     ]
     pools = {str(Name(uri.parse(each.path).pool)) for each in found if each.path.startswith(uri.VOLUME)}
     return found + [Named(pool, READ.value) for pool in sorted(pools)]

@@ -14,14 +14,14 @@ from jobvisor_workers.protocol import Request
 
 
 def make(directory: str, request: Request) -> None:
-    """In the directory of a job that is being accepted: what its type reads and writes. May be done again."""
-    job_type = registry.get(request.type)
-    if job_type.reads_stdin or job_type.writes_stdout:
+    """In the directory of a job that is being accepted: what it reads and writes. May be done again."""
+    job = registry.convert(request.type, request.args)
+    if job.has_stdin or job.has_stdout:
         os.makedirs(directory, mode=0o700, exist_ok=True)
-    if job_type.reads_stdin:
+    if job.has_stdin:
         _make_fifo(os.path.join(directory, INPUT), request)
         os.close(os.open(os.path.join(directory, RECEIVED), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    if job_type.writes_stdout:
+    if job.has_stdout:
         _make_fifo(os.path.join(directory, OUTPUT), request)
 
 
@@ -29,7 +29,7 @@ def open_input(directory: str) -> int | None:
     """To write to; None while the job does not read (ask again: it says `waiting` when it does).
 
     Close it in any case, after `finish_input` if all was sent: else the job fails, as it does when this process dies.
-    A write that meets EPIPE means that the job ended. Raises FileNotFoundError when jobs of its type read nothing.
+    A write that meets EPIPE means that the job ended. Raises FileNotFoundError when it reads nothing.
     """
     try:
         return os.open(os.path.join(directory, INPUT), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -51,8 +51,7 @@ def finish_input(directory: str, total: int) -> None:
 def open_output(directory: str) -> int:
     """To read from, when a selector says so: before the job has opened its end a read looks like the end.
 
-    Whether the output was complete is told by the job's final state. Raises FileNotFoundError when jobs of its type
-    write nothing.
+    Whether the output was complete is told by the job's final state. Raises FileNotFoundError when it writes nothing.
     """
     return os.open(os.path.join(directory, OUTPUT), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 

@@ -36,7 +36,9 @@ def test_json(cli: Cli) -> None:
     }  # fmt: skip
     assert (pace["retry"], pace["can_suspend"], pace["delegated"]) == ("restart", True, False)
     by_name = {argument["name"]: argument for argument in pace["arguments"]}
-    assert by_name["source"]["resource"] == {"kind": "volume", "access": "read", "new": False, "written_if": None}
+    assert by_name["source"]["resource"] == {
+        "kind": "volume", "access": "read", "new": False, "written_if": None, "piped": False,
+    }  # fmt: skip
     assert by_name["target"]["resource"]["new"] is True
     assert by_name["target"]["description"] == "a file to make"
     assert by_name["chunk"]["kind"] == "size"

@@ -24,8 +24,8 @@ class Swallow(JobType, tag="swallow"):
     reads_stdin: ClassVar[bool] = True
 
     def run(self, worker: Worker) -> dict[str, int]:
-        worker.phase("swallow")
         with worker.stdin() as stdin:
+            worker.phase("swallow")  # somebody sends
             while piece := stdin.read():
                 while not os.path.exists(self.gate):
                     time.sleep(0.002)
@@ -92,7 +92,7 @@ def test_who_sends_is_held_back_by_a_slow_job_and_nobody_else_is(http: Http, tmp
     answers: list[Any] = []
     sending = threading.Thread(target=lambda: answers.append(http("PUT", f"{job}/stdin", b"x" * SIZE)))
     sending.start()
-    wait_until(lambda: http("GET", job).json()["state"] == "running")
+    wait_until(lambda: http("GET", job).json()["phase"] == "swallow")
     assert http("PUT", f"{job}/stdin", b"y").json()["code"] == "usage"
     assert not answers
     gate.touch()
@@ -136,7 +136,7 @@ def test_when_the_daemon_leaves_both_are_broken_off(supervisor: Supervisor, tmp_
             sending.connect(http.path)
             head = f"PUT {sink}/stdin HTTP/1.1\r\nHost: x\r\nContent-Length: {SIZE}\r\n\r\n"
             sending.sendall(head.encode() + b"x" * 70_000)
-            wait_until(lambda: http("GET", sink).json()["state"] == "running")
+            wait_until(lambda: http("GET", sink).json()["phase"] == "swallow")
         assert not receive_all(reading).endswith(b"0\r\n\r\n")
     (tmp_path / "gate").touch()
     assert [supervisor.job(job.id).wait(20).state for job in supervisor.jobs()] == ["failed", "failed"]

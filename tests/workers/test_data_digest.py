@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobvisor_workers.data import digest as module
-from jobvisor_workers.data.digest import ALGORITHMS, digest
+from jobvisor_workers.data.digest import Algorithm, digest
 from jobvisor_workers.errors import JobError
 from support.images import MIB, filled, scattered
 from support.lock_scenes import loop_device
+
+ALGORITHMS = get_args(Algorithm)
 
 
 def of(path: Path, algorithm: str = "sha256") -> tuple[str, list[int]]:

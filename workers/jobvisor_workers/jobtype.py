@@ -41,39 +41,51 @@ class Access(enum.StrEnum):
 READ, WRITE = Access.READ, Access.WRITE
 
 
+#: Where a field says that it may be one: the job's standard input, or its standard output.
+PIPE = "-"
+
+
 class Resource(Struct, frozen=True):
     """What a field names. `new`: the name must be free, or be given up by --replace.
 
-    `written_if`: another field; when that has a value, READ becomes WRITE.
+    `written_if`: another field; when that has a value, READ becomes WRITE. `piped`: "-" is no path but a pipe.
     """
 
     kind: Literal["volume", "pool"]
     access: Access
     new: bool = False
     written_if: str | None = None
+    piped: bool = False
+
+    def is_pipe(self, value: object) -> bool:
+        """Whether this value of the field is a pipe and no path."""
+        return self.piped and value == PIPE
 
     def access_with(self, fields: Mapping[str, Any]) -> Access:
         """The access that a job with these arguments needs."""
         return WRITE if self.written_if and fields.get(self.written_if) else self.access
 
 
-def volume(description: str, access: Access, *, written_if: str | None = None) -> Meta:
-    """A field that names an existing file, block device or volume of libvirt's; `written_if`: see Resource."""
+def volume(description: str, access: Access, *, written_if: str | None = None, piped: bool = False) -> Meta:
+    """A field that names an existing file, block device or volume of libvirt's; the others: see Resource."""
     return Meta(
         description=description,
         min_length=1,
         pattern=r"^[^\x00]+$",
-        extra={"resource": Resource("volume", access, written_if=written_if)},
+        extra={"resource": Resource("volume", access, written_if=written_if, piped=piped)},
     )
 
 
-def new_volume(description: str) -> Meta:
-    """A field that names a file, or a volume of libvirt's, to be created (alone in use from its first byte)."""
+def new_volume(description: str, *, piped: bool = False) -> Meta:
+    """A field that names a file, or a volume of libvirt's, to be created (alone in use from its first byte).
+
+    `piped`: see Resource.
+    """
     return Meta(
         description=description,
         min_length=1,
         pattern=r"^[^\x00]+$",
-        extra={"resource": Resource("volume", WRITE, new=True)},
+        extra={"resource": Resource("volume", WRITE, new=True, piped=piped)},
     )
 
 
@@ -102,9 +114,22 @@ class JobType(Struct, forbid_unknown_fields=True, tag_field="type"):
     delegated: ClassVar[bool] = False
     #: It also works on volumes of libvirt's that have no path here (`worker.pools`); other types refuse those.
     remote: ClassVar[bool] = False
-    #: The job reads what its user sends it (worker.stdin), or writes what its user reads (worker.stdout).
+    #: Each job of the type reads what its user sends it (worker.stdin), or writes what its user reads (worker.stdout).
     reads_stdin: ClassVar[bool] = False
     writes_stdout: ClassVar[bool] = False
+
+    @property
+    def has_stdin(self) -> bool:
+        """Whether this job reads what its user sends: as its type says, or because a volume to read is "-"."""
+        return self.reads_stdin or any(not resource.new for resource in self._pipes())
+
+    @property
+    def has_stdout(self) -> bool:
+        """Whether this job writes what its user reads: as its type says, or because a new volume is "-"."""
+        return self.writes_stdout or any(resource.new for resource in self._pipes())
+
+    def _pipes(self) -> Iterator[Resource]:
+        return (each for field, each in self.resources().items() if each.is_pipe(getattr(self, field)))
 
     def load(self) -> None:
         """Import what `run` would import only when it comes to it.

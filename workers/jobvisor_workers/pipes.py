@@ -20,6 +20,8 @@ PIECE = 1 << 16
 CAPACITY = 1 << 20
 #: Seconds without a byte until the job says that it waits.
 PATIENCE = 1.0
+#: Why it waits when nobody has the other end yet.
+NO_SENDER, NO_READER = "its input, which nobody sends yet", "a reader of its output"
 
 Waiting = Callable[[str | None], None]
 
@@ -61,19 +63,24 @@ class Input(_Pipe):
     """What the user sends. `count`: bytes read so far."""
 
     def __init__(self, ends: Ends, waiting: Waiting, doing: str) -> None:
-        why = ("its input, which nobody sends yet", "its input, of which nothing more comes")
+        why = (NO_SENDER, "its input, of which nothing more comes")
         super().__init__(ends.input, os.O_RDONLY, select.POLLIN, waiting, why)
         self._received, self._doing = ends.received, doing
         _enlarge(self.fd)
 
     def read(self, size: int = PIECE) -> bytes:
         """Some bytes, at most `size`; none at the end of the input. JobError when it was cut off there."""
+        buffer = bytearray(size)
+        return bytes(memoryview(buffer)[: self.read_into(memoryview(buffer))])
+
+    def read_into(self, buffer: memoryview) -> int:
+        """As `read`, for who has a place for the bytes; returns how many there are."""
         self._await()
-        piece = os.read(self.fd, size)
-        self.count += len(piece)
-        if not piece:
+        count = os.readv(self.fd, [buffer])
+        self.count += count
+        if not count:
             self.check(self.count)
-        return piece
+        return count
 
     def check(self, count: int) -> None:
         """For who reads `fd` by other means, at its end after `count` bytes. JobError when there should be more."""
@@ -86,7 +93,7 @@ class Output(_Pipe):
     """What the user reads. `count`: bytes written so far."""
 
     def __init__(self, ends: Ends, waiting: Waiting, doing: str) -> None:
-        why = ("a reader of its output", "its reader, who takes nothing more")
+        why = (NO_READER, "its reader, who takes nothing more")
         super().__init__(ends.output, os.O_WRONLY, select.POLLOUT, waiting, why)
         self._doing = doing
         _enlarge(self.fd)

@@ -34,8 +34,10 @@ BUILT_IN = {
     "pool-destroy": ("jobvisor_workers.jobs.pool_destroy:PoolDestroy", "Stop a pool, and delete nothing."),
     "pool-refresh": ("jobvisor_workers.jobs.pool_refresh:PoolRefresh", "Let libvirt look anew at a pool's volumes."),
     "pool-start": ("jobvisor_workers.jobs.pool_start:PoolStart", "Start a pool."),
+    "download": ("jobvisor_workers.jobs.download:Download", "Copy the bytes of a volume to a file or a pipe."),
     "rebase": ("jobvisor_workers.jobs.rebase:Rebase", "Give an overlay another backing file, or none."),
     "resize": ("jobvisor_workers.jobs.resize:Resize", "Change the capacity of a volume."),
+    "upload": ("jobvisor_workers.jobs.upload:Upload", "Write the bytes of a file or a pipe into a volume."),
     "wipe": ("jobvisor_workers.jobs.wipe:Wipe", "Overwrite a volume so that its data cannot be read back."),
 }
 

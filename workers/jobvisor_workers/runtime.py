@@ -97,8 +97,8 @@ def main(spawned: Spawned) -> NoReturn:
 
     reporter = Reporter(spawned.pipe_write, request.bandwidth)
     leave.last_word = word = LastWord(directory, reporter.report)
-    job_type = type(spawned.job) if spawned.job else JobType
-    ends = Ends(directory, reads=job_type.reads_stdin, writes=job_type.writes_stdout)
+    job = spawned.job
+    ends = Ends(directory, reads=bool(job and job.has_stdin), writes=bool(job and job.has_stdout))
     os.close(directory)
     _become_requester(spawned, word)
     os.environ |= {MARK_ID: str(request.id), MARK: spawned.directory}
@@ -266,7 +266,9 @@ def _declared(job: JobType, request: Request) -> dict[tuple[str, Access], None]:
     replace = bool(getattr(job, "replace", False))
     for field, resource in job.resources().items():
         path = getattr(job, field)
-        if path is None or uri.is_name(path):  # what has no path here has no inode that could be locked
+        if path is None or resource.is_pipe(path):
+            continue
+        if uri.is_name(path):  # what has no path here has no inode that could be locked
             continue
         key = identify(path, new=resource.new)
         if key in seen:

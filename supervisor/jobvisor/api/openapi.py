@@ -15,6 +15,7 @@ from jobvisor.api.call import Endpoint
 from jobvisor.api.problems import MEDIA_TYPE
 from jobvisor.api.wire import INT_MAX, PATH_OR_VOLUME, Problem, Start
 from jobvisor_workers import registry
+from jobvisor_workers.jobtype import PIPE, Resource
 from jobvisor_workers.resources import uri
 
 REF = "#/components/schemas/{name}"
@@ -127,7 +128,7 @@ def _declare_jobs(components: dict[str, Any]) -> None:
     schemas, found = msgspec.json.schema_components(job_types, ref_template=REF)
     for job_type in job_types:
         for field, resource in job_type.resources().items():
-            _make_absolute(found[job_type.__name__]["properties"][field], resource.kind)
+            _make_absolute(found[job_type.__name__]["properties"][field], resource)
     components |= found
     components[Start.__name__]["properties"]["job"] = {
         "oneOf": schemas,
@@ -140,8 +141,9 @@ def _declare_jobs(components: dict[str, Any]) -> None:
     }
 
 
-def _make_absolute(schema: dict[str, Any], kind: str) -> None:
+def _make_absolute(schema: dict[str, Any], resource: Resource) -> None:
     """What the library would take as relative to the current directory means nothing here."""
+    pattern = PATH_OR_VOLUME if resource.kind == "volume" else f"^{uri.POOL_PATTERN}$"
     for each in (schema, *schema.get("anyOf", [])):
         if each.get("type") == "string":
-            each["pattern"] = PATH_OR_VOLUME if kind == "volume" else f"^{uri.POOL_PATTERN}$"
+            each["pattern"] = f"^{PIPE}$|{pattern}" if resource.piped else pattern

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from jobvisor.asking import Options
     from jobvisor.info import JobInfo
-    from jobvisor_workers.jobtype import JobType
+    from jobvisor_workers.jobtype import JobType, Resource
 
 T = TypeVar("T")
 #: So long may a daemon be away that is restarted or replaced, seconds; and the pauses between two looks.
@@ -180,9 +180,10 @@ class Exchange:
         name, fields, resources = named(job, args)
         if resources is None:
             resources = await self._resources(name)
-        for field in resources:
-            if isinstance(fields.get(field), str) and fields[field]:
-                fields[field] = calls.absolute(fields[field])
+        for field, resource in resources.items():
+            value = fields.get(field)
+            if isinstance(value, str) and value and not resource.is_pipe(value):
+                fields[field] = calls.absolute(value)
         connect = connect_of((fields.get(field) for field in resources), options.connect)
         options = msgspec.structs.replace(options, connect=connect)
         return await self.perform(calls.start(name, fields, options))
@@ -309,15 +310,18 @@ class Exchange:
     def _strange(self, why: str) -> Unreachable:
         return Unreachable(f"what answers on {self.name} is no jobvisor daemon, or a very different one: {why}")
 
-    async def _resources(self, name: str) -> list[str]:
+    async def _resources(self, name: str) -> dict[str, Resource]:
         """The fields that name resources, of a type that this Python does not know."""
+        from jobvisor_workers.jobtype import Resource
+
         try:
             arguments = (await self.perform(calls.job_type(name))).get("arguments", [])
         except Unreachable:
             raise
         except JobvisorError:  # there is none: the daemon says so better when it is to start one
-            return []
-        return [argument["name"] for argument in arguments if argument.get("resource")]
+            return {}
+        named = {argument["name"]: argument.get("resource") for argument in arguments}
+        return {name: msgspec.convert(resource, Resource) for name, resource in named.items() if resource}
 
 
 @contextmanager

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from jobvisor.errors import UsageError
 from jobvisor_workers import registry
-from jobvisor_workers.jobtype import JobType
+from jobvisor_workers.jobtype import JobType, Resource
 
 
-def named(job: JobType | str, args: Mapping[str, Any]) -> tuple[str, dict[str, Any], Iterable[str] | None]:
+def named(job: JobType | str, args: Mapping[str, Any]) -> tuple[str, dict[str, Any], Mapping[str, Resource] | None]:
     """(name, arguments, those of them that name resources; None when the type is not known here). Raises UsageError."""
     if isinstance(job, JobType):
         if args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from jobvisor_workers.data import libc
 from jobvisor_workers.data.cache import Reading
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 #: Those that every Python has and whose length is fixed; the default first.
-ALGORITHMS: Final = (
+Algorithm = Literal[
     "sha256", "sha512", "blake2b", "sha384", "sha224", "sha1", "md5", "sha3_256", "sha3_384", "sha3_512", "sha3_224",
     "blake2s",
-)  # fmt: skip
+]  # fmt: skip
 
 STEP: Final = 4 << 20
 #: Bytes per read: they stay in the processor's cache until they are digested.

@@ -26,23 +26,7 @@ class Checksum(JobType, tag="checksum"):
     """
 
     volume: Annotated[str, jobtype.volume("file or block device to read", READ)]
-    algorithm: Annotated[
-        Literal[
-            "sha256",
-            "sha512",
-            "blake2b",
-            "sha384",
-            "sha224",
-            "sha1",
-            "md5",
-            "sha3_256",
-            "sha3_384",
-            "sha3_512",
-            "sha3_224",
-            "blake2s",
-        ],
-        Meta(description="the digest to compute"),
-    ] = "sha256"
+    algorithm: Annotated[digest.Algorithm, Meta(description="the digest to compute")] = "sha256"
     content: Annotated[bool, Meta(description="what a guest sees, instead of the file itself")] = False
     format: Annotated[
         Format | None, Meta(description="with --content: the format when the first bytes are not to be trusted")
