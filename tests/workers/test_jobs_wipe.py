@@ -64,6 +64,7 @@ def test_every_byte_is_overwritten_and_the_size_stays(wipe: Run, tmp_path: Path,
     passes, left = LEFT[algorithm]
     assert info.result == {
         "algorithm": algorithm,
+        "content": False,
         "passes": passes,
         "size": size,
         "overwritten": True,

@@ -184,6 +184,25 @@ def data_by_depth(worker: Worker, chain: Sequence[Image], doing: str) -> dict[in
     return mapped.by_depth
 
 
+def places(worker: Worker, image: Image, doing: str) -> list[tuple[int, int]]:
+    """Offset and length in the file of all that the tables point at. Raises JobError where they do not tell."""
+    mapped = _Map()
+    finished = _ask(worker, "map", image, mapped.feed)
+    if finished.status:
+        raise _failure(finished, doing)
+    if mapped.nowhere:
+        raise JobError(f"cannot {doing}: some of its data is compressed, and cannot be overwritten where it is")
+    return mapped.places
+
+
+def zero(worker: Worker, image: Image, ranges: Sequence[tuple[int, int]], doing: str) -> None:
+    """Let the guest see zeroes in these ranges, by flags in the tables as far as the format has them."""
+    commands = [word for offset, length in ranges for word in ("-c", f"write -q -z {offset} {length}")]
+    finished = worker.child(["qemu-io", *commands, _named(_node([image]))])
+    if finished.status:
+        raise _failure(finished, doing)
+
+
 def resize(worker: Worker, chain: Sequence[Image], size: int, doing: str) -> None:
     """Let the guest see `size` bytes in chain[0], which is locked for WRITE."""
     shrink = ["--shrink"] if size < chain[0].size else []
@@ -195,12 +214,15 @@ def resize(worker: Worker, chain: Sequence[Image], size: int, doing: str) -> Non
 class _Map:
     """Adds up the lines of `qemu-img map --output=json`, one extent each.
 
-    blocks: how many of `unit` bytes have data in them.
+    blocks: how many of `unit` bytes have data in them. places: where in the file what is allocated lies; nowhere: some
+    data has no such place.
     """
 
     def __init__(self, unit: int = 1) -> None:
         self.data = self.end = self.blocks = 0
         self.by_depth: dict[int, int] = {}
+        self.places: list[tuple[int, int]] = []
+        self.nowhere = False
         self._unit, self._counted = unit, 0
         self._rest = b""
 
@@ -208,10 +230,14 @@ class _Map:
         *lines, self._rest = (self._rest + piece).split(b"\n")
         for line in lines:
             extent = msgspec.json.decode(line.strip(b"[], "))
+            if "offset" in extent:
+                self.places.append((extent["offset"], extent["length"]))
+            self.nowhere = self.nowhere or (extent["data"] and "offset" not in extent)
             if extent["data"]:
                 self.data += extent["length"]
                 self.by_depth[extent["depth"]] = self.by_depth.get(extent["depth"], 0) + extent["length"]
-                self.end = max(self.end, extent.get("offset", 0) + extent["length"])
+                if "offset" in extent:  # of compressed data it is not told
+                    self.end = max(self.end, extent["offset"] + extent["length"])
                 first, after = extent["start"] // self._unit, -(-(extent["start"] + extent["length"]) // self._unit)
                 self.blocks += after - max(first, self._counted)
                 self._counted = after

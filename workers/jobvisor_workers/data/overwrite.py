@@ -6,7 +6,8 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from jobvisor_workers.data import libc
@@ -17,7 +18,7 @@ from jobvisor_workers.data.second import SecondThread
 from jobvisor_workers.data.window import Window
 from jobvisor_workers.errors import InputOutput, JobError
 
-__all__ = ["cow_reason", "run_pass", "trim"]
+__all__ = ["cow_reason", "new_seed", "run_pass", "trim"]
 
 #: Bytes per write: whole huge pages, and a multiple of every pattern's length, so that each step begins a pattern anew.
 STEP: Final = 3 * (2 << 20)
@@ -27,21 +28,38 @@ DISCARD_STEP: Final = 256 << 20
 NOT_DISCARDED: Final = {errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EINVAL}
 
 
-def run_pass(fd: int, size: int, step: Pass, *, advance: Callable[[int], None]) -> None:
+def run_pass(
+    fd: int,
+    size: int,
+    step: Pass,
+    *,
+    advance: Callable[[int], None],
+    ranges: Sequence[tuple[int, int]] | None = None,
+    seed: bytes | None = None,
+) -> None:
     """Write `size` bytes in place, or read them back and compare; durable on return.
 
     `fd` is open for reading and writing. Direct I/O where the filesystem has it: it is faster, and a verification
     reads the device and not the memory. `advance` is told the bytes done. Raises OSError; InputOutput where a
     verification finds something else; JobError for a file that became shorter.
+
+    `ranges`: offset and length of what alone is meant. `seed`: new_seed() of a random pass, for a verification of it.
     """
-    match step.kind:
-        case "fill":
-            buffer = _patterned(step)
-            _write(fd, size, lambda: buffer, lambda _: None, advance)
-        case "random":
-            _write_random(fd, size, advance)
-        case "verify":
-            _verify(fd, size, _patterned(step), advance)
+    meant = [(0, size)] if ranges is None else ranges
+    count = sum(-(-length // STEP) for _, length in meant)
+    with _content(step, count, seed or new_seed()) as (take, give):
+        (_verify if step.kind == "verify" else _write)(fd, _steps(meant), take, give, advance)
+
+
+def new_seed() -> bytes:
+    """What a random pass is made of: a key, and where to begin."""
+    return os.urandom(32)
+
+
+def _steps(ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    for start, length in ranges:
+        for offset in range(start, start + length, STEP):
+            yield offset, min(STEP, start + length - offset)
 
 
 def trim(fd: int, size: int, *, advance: Callable[[int], None]) -> None:
@@ -74,18 +92,24 @@ def load_cipher() -> None:
     import cryptography.hazmat.primitives.ciphers  # noqa: F401
 
 
-def _patterned(step: Pass) -> memoryview:
-    buffer = huge_buffer(STEP)
-    buffer[:] = step.pattern * (STEP // len(step.pattern))
-    return memoryview(buffer)
+Take = Callable[[], memoryview]
+Give = Callable[[memoryview], None]
 
 
-def _write_random(fd: int, size: int, advance: Callable[[int], None]) -> None:
+@contextmanager
+def _content(step: Pass, count: int, seed: bytes) -> Iterator[tuple[Take, Give]]:
+    """What each of `count` steps writes or must find: `take` returns a buffer, `give` has it back."""
+    if step.pattern:
+        buffer = huge_buffer(STEP)
+        buffer[:] = step.pattern * (STEP // len(step.pattern))
+        patterned = memoryview(buffer)
+        yield lambda: patterned, lambda _: None
+        return
     # AES in counter mode with a key of its own for each pass: thirty times as fast as the kernel's random bytes.
     # Here, since importing it costs every other job's fork a third more.
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-    cipher = Cipher(algorithms.AES128(os.urandom(16)), modes.CTR(os.urandom(16))).encryptor()
+    cipher = Cipher(algorithms.AES128(seed[:16]), modes.CTR(seed[16:])).encryptor()
     zeros = bytes(STEP)
 
     def fill(buffer: memoryview) -> memoryview:
@@ -93,23 +117,16 @@ def _write_random(fd: int, size: int, advance: Callable[[int], None]) -> None:
         return buffer
 
     with SecondThread(fill) as generator:
-        for _ in range(min(BUFFERS, -(-size // STEP))):
+        for _ in range(min(BUFFERS, count)):
             generator.give(memoryview(huge_buffer(STEP)))
-        _write(fd, size, generator.take, generator.give, advance)
+        yield generator.take, generator.give
 
 
-def _write(
-    fd: int,
-    size: int,
-    take: Callable[[], memoryview],
-    give: Callable[[memoryview], None],
-    advance: Callable[[int], None],
-) -> None:
-    """Write the buffers that `take` returns, and `give` each back."""
+def _write(fd: int, steps: Iterable[tuple[int, int]], take: Take, give: Give, advance: Callable[[int], None]) -> None:
     window = Window(fd)
     with _Direct(fd) as direct:
-        for offset in range(0, size, STEP):
-            buffer, length = take(), min(STEP, size - offset)
+        for offset, length in steps:
+            buffer = take()
             direct.move(lambda part, at: os.pwrite(fd, part, at), buffer[:length], offset)
             if not direct.on:
                 window.note(offset, length)
@@ -119,14 +136,14 @@ def _write(
     os.fsync(fd)
 
 
-def _verify(fd: int, size: int, expected: memoryview, advance: Callable[[int], None]) -> None:
+def _verify(fd: int, steps: Iterable[tuple[int, int]], take: Take, give: Give, advance: Callable[[int], None]) -> None:
     os.fsync(fd)
     # For what direct I/O does not reach: the last part of a block, and filesystems without it.
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     found = memoryview(huge_buffer(STEP))
     with _Direct(fd) as direct:
-        for offset in range(0, size, STEP):
-            length = min(STEP, size - offset)
+        for offset, length in steps:
+            expected = take()
             direct.move(lambda part, at: os.preadv(fd, [part], at), found[:length], offset)
             if not libc.same(libc.address(found), libc.address(expected), length):
                 at = next(index for index in range(length) if found[index] != expected[index])
@@ -134,6 +151,7 @@ def _verify(fd: int, size: int, expected: memoryview, advance: Callable[[int], N
                     f"cannot verify {libc.name_of(fd)}: byte {offset + at} reads back as 0x{found[at]:02x} and not "
                     f"0x{expected[at]:02x}; the device does not keep what is written, destroy it instead"
                 )
+            give(expected)
             advance(length)
 
 

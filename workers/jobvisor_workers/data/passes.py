@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 @dataclass(frozen=True)
 class Pass:
-    """Once over all bytes. `pattern` is repeated from byte 0 on; a random pass has none."""
+    """Once over all bytes. `pattern` is repeated from byte 0 on; what is random, or is read back as that, has none."""
 
     kind: Literal["fill", "random", "verify"]
     pattern: bytes = b""
@@ -22,7 +22,7 @@ class Pass:
     def name(self) -> str:
         """How a phase is called: "0x55", "0x924924", "random", "verify 0x00"."""
         value = f"0x{self.pattern.hex()}"
-        return {"fill": value, "random": "random", "verify": f"verify {value}"}[self.kind]
+        return {"fill": value, "random": "random", "verify": f"verify {value if self.pattern else 'random'}"}[self.kind]
 
 
 def _fill(*patterns: str) -> tuple[Pass, ...]:
@@ -35,6 +35,11 @@ def _random(count: int) -> tuple[Pass, ...]:
 
 def _verify(pattern: str) -> tuple[Pass, ...]:
     return (Pass("verify", bytes.fromhex(pattern)),)
+
+
+def verified(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
+    """With what is written last read back, if it is not anyway."""
+    return passes if passes[-1].kind == "verify" else (*passes, Pass("verify", passes[-1].pattern))
 
 
 PASSES: Final[dict[str, tuple[Pass, ...]]] = {

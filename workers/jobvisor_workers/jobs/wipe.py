@@ -8,11 +8,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
-from jobvisor_workers import jobtype
+from jobvisor_workers import inside, jobtype, qemu_img
 from jobvisor_workers.data import overwrite
-from jobvisor_workers.data.passes import PASSES
-from jobvisor_workers.errors import from_os_error
+from jobvisor_workers.data.passes import PASSES, Pass, verified
+from jobvisor_workers.errors import BadArgument, from_os_error
 from jobvisor_workers.jobtype import WRITE, JobType
+from jobvisor_workers.qcow2 import Range
+from jobvisor_workers.qemu_img import Format, Image
 from jobvisor_workers.worker import Volume, Worker
 
 #: What an abort would leave is told anew after this part of a pass.
@@ -23,8 +25,9 @@ class Wipe(JobType, tag="wipe"):
     """Overwrite a volume so that its data cannot be read back.
 
     All bytes of the file or device are overwritten, holes too, and its length stays. An image in another format than
-    raw is no image afterwards. With --algorithm trim nothing is overwritten: the blocks are given back to the
-    filesystem or the device, which may keep the data for long.
+    raw is no image afterwards; with --content it stays one, of the same capacity, and what its guest wrote is
+    overwritten where it lies. With --algorithm trim nothing is overwritten: the blocks are given back to the filesystem
+    or the device, which may keep the data for long.
     """
 
     volume: Annotated[str, jobtype.volume("file or block device to wipe", WRITE)]
@@ -32,6 +35,15 @@ class Wipe(JobType, tag="wipe"):
         Literal["zero", "nnsa", "dod", "bsi", "gutmann", "schneier", "pfitzner7", "pfitzner33", "random", "trim"],
         Meta(description="the passes to make, under libvirt's names"),
     ] = "zero"
+    content: Annotated[
+        bool, Meta(description="what a guest wrote into an image that stays valid, instead of the file itself")
+    ] = False
+    verify: Annotated[
+        bool, Meta(description="read back what the last pass wrote (nnsa and dod always do), past the caches")
+    ] = False
+    format: Annotated[
+        Format | None, Meta(description="with --content: the format when the first bytes are not to be trusted")
+    ] = None
     retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
 
     def load(self) -> None:
@@ -39,55 +51,91 @@ class Wipe(JobType, tag="wipe"):
             overwrite.load_cipher()
 
     def plan(self, worker: Worker) -> None:
+        self._check_options()
         target = worker.volume(self.volume)
+        image = self._image(worker) if self.content else None
+        if image:
+            inside.check(worker, image, self._doing)
+            places = inside.places(worker, image, self._doing)
         warn_of_copies(worker, target)
         if self.algorithm == "trim":
             worker.warn(f"trim does not overwrite {self.volume}: the storage may keep the old data")
         if worker.dry_run:
-            self._expect(worker, target)
+            self._expect(worker, target, places if image else [(0, target.size)])
 
     def run(self, worker: Worker) -> dict[str, Any]:
         target = worker.volume(self.volume)
-        result = {"algorithm": self.algorithm, "size": target.size, "overwritten": False, "verified": False}
+        told = {"algorithm": self.algorithm, "content": self.content, "overwritten": False, "verified": False}
         try:
-            result |= self._trim(worker, target) if self.algorithm == "trim" else self._overwrite(worker, target)
+            done = self._trim(worker, target) if self.algorithm == "trim" else self._overwrite(worker, target)
         except BaseException as error:
             # What an abort would leave is now what it did leave.
             if worker.abort_effect:
                 worker.warn(f"{self.volume} is {worker.abort_effect}")
             if isinstance(error, OSError):
-                raise from_os_error(error, f"wipe {self.volume}")
+                raise from_os_error(error, self._doing)
             raise
-        return result
+        return {**told, **done}
 
-    def _expect(self, worker: Worker, target: Volume) -> None:
-        held = allocation(target)
+    @property
+    def _doing(self) -> str:
+        return f"wipe {self.volume}"
+
+    def _check_options(self) -> None:
+        if self.format and not self.content:
+            raise BadArgument(f"cannot {self._doing}: --format {self.format} says nothing without --content")
+        for option, given in (("--content", self.content), ("--verify", self.verify)):
+            if given and self.algorithm == "trim":
+                raise BadArgument(f"cannot {self._doing}: --algorithm trim overwrites nothing; omit {option}")
+
+    def _image(self, worker: Worker) -> Image:
+        return qemu_img.look(worker, self.volume, worker.volume(self.volume).fd, self.format, self._doing)
+
+    def _passes(self) -> tuple[Pass, ...]:
+        passes = PASSES[self.algorithm]
+        return verified(passes) if self.verify else passes
+
+    def _expect(self, worker: Worker, target: Volume, places: list[Range]) -> None:
+        held, size = allocation(target), sum(length for _, length in places)
         if self.algorithm == "trim":
             worker.expect(writes={self.volume: 0}, space=-held)
             return
-        verified = sum(step.kind == "verify" for step in PASSES[self.algorithm])
-        written = target.size * (len(PASSES[self.algorithm]) - verified)
+        passes = self._passes()
+        read = sum(step.kind == "verify" for step in passes)
         worker.expect(
-            reads={self.volume: target.size * verified} if verified else {},
-            writes={self.volume: written},
-            space=max(0, target.size - held) if target.kind == "file" else 0,
+            reads={self.volume: size * read} if read else {},
+            writes={self.volume: size * (len(passes) - read)},
+            space=max(0, size - held) if target.kind == "file" else 0,
         )
 
     def _trim(self, worker: Worker, target: Volume) -> dict[str, Any]:
         worker.phase("discard", total=target.size)
         worker.abort_effect = "partly discarded: some of the old data cannot be read any more, but was not overwritten"
         overwrite.trim(target.fd, target.size, advance=worker.advance)
-        return {"passes": 0, "discarded": True}
+        return {"passes": 0, "discarded": True, "size": target.size}
 
     def _overwrite(self, worker: Worker, target: Volume) -> dict[str, Any]:
-        passes = PASSES[self.algorithm]
-        total = target.size * len(passes)
+        places, left = [(0, target.size)], "the old data cannot be used, and may still be readable in part"
+        if self.content:
+            left = "it is a valid image, and some of what its guest wrote is still there"
+            worker.abort_effect = f"perhaps changed: {left}"
+            image = self._image(worker)
+            inside.unpack(worker, image, self._doing)
+            places = inside.places(worker, self._image(worker), self._doing)
+        passes, size = self._passes(), sum(length for _, length in places)
+        seed = b""
         for number, step in enumerate(passes, 1):
             name = f"pass {number} of {len(passes)}"
-            worker.phase(f"{name}: {step.name}", total=total if number == 1 else None)
-            overwrite.run_pass(target.fd, target.size, step, advance=telling(worker, name, target.size))
-        verified = any(step.kind == "verify" for step in passes)
-        return {"passes": len(passes), "overwritten": True, "verified": verified}
+            worker.phase(f"{name}: {step.name}", total=size * len(passes) if number == 1 else None)
+            seed = overwrite.new_seed() if step.kind == "random" else seed
+            advance = telling(worker, name, size, left)
+            overwrite.run_pass(target.fd, size, step, advance=advance, ranges=places, seed=seed)
+        return {
+            "passes": len(passes),
+            "overwritten": True,
+            "verified": passes[-1].kind == "verify",
+            "size": size,
+        }
 
 
 def allocation(target: Volume) -> int:
@@ -104,8 +152,10 @@ def warn_of_copies(worker: Worker, target: Volume) -> None:
         worker.warn(f"{target.path} has {links} names (hard links): it is wiped under all of them")
 
 
-def telling(worker: Worker, name: str, size: int) -> Callable[[int], None]:
-    """worker.advance that also keeps abort_effect up to date."""
+def telling(
+    worker: Worker, name: str, size: int, left: str = "the old data cannot be used, and may still be readable in part"
+) -> Callable[[int], None]:
+    """worker.advance that also keeps abort_effect up to date. `left`: what the end of it says."""
     done, due = 0, 0.0
 
     def tell(count: int) -> None:
@@ -114,10 +164,7 @@ def telling(worker: Worker, name: str, size: int) -> Callable[[int], None]:
         done += count
         if done >= due:
             due = done + size * TOLD_EVERY
-            worker.abort_effect = (
-                f"partly overwritten: {name} at {100 * done // size if size else 100}%; "
-                "the old data cannot be used, and may still be readable in part"
-            )
+            worker.abort_effect = f"partly overwritten: {name} at {100 * done // size if size else 100}%; {left}"
 
     tell(0)
     return tell
