@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jobvisor import Cause, JobInfo, Supervisor
-from support.images import MIB, everything_in, filesystem, filled, overlay
+from support.images import MIB, everything_in, filesystem, filled, overlay, qemu_img
 from support.lock_scenes import loop_device, need, vm, wait_until
 
 
@@ -57,6 +57,23 @@ def test_hard_links_are_said(delete: Run, tmp_path: Path) -> None:
     info = delete(tmp_path / "b.raw", zeroed=True)
     assert any("2 names (hard links): it is wiped under all of them" in text for text in info.warnings)
     assert (tmp_path / "c.raw").read_bytes() == bytes(5000)
+
+
+def test_internal_snapshots_go_only_when_that_is_said(delete: Run, tmp_path: Path) -> None:
+    volume = overlay(tmp_path / "a.qcow2", str(filled(tmp_path / "base.raw", MIB)), "raw")
+    for name in ("first", "größer", "c", "d", "e", "f"):
+        qemu_img("snapshot", "-c", name, volume)
+    before = everything_in(tmp_path)
+    for options in ({}, {"zeroed": True}, {"dry_run": True}):
+        info = delete(volume, **options)
+        words = "it has 6 internal snapshots (first, größer, c, d, e, …); add --delete-snapshots to delete them with it"
+        assert (info.state, info.errmsg) == ("failed", f"cannot delete {volume}: {words}")
+    assert everything_in(tmp_path) == before
+    with open(volume, "r+b") as file:
+        file.truncate(70_000)
+    assert "(?)" in (delete(volume).errmsg or ""), "the table is cut off"
+    assert delete(volume, delete_snapshots=True).ok
+    assert not volume.exists()
 
 
 def test_what_is_not_deleted(delete: Run, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from jobvisor_workers.errors import JobError
 
 Range = tuple[int, int]  # offset, length
 
+MAGIC: Final = b"QFI\xfb"
 #: Magic, version, backing file's offset and length, cluster bits, size, encryption, entries and offset of the first
 #: level, offset and clusters of the refcount table, number and offset of snapshots.
 HEAD: Final = struct.Struct(">4sIQIIQIIQQIIQ")
@@ -31,6 +32,12 @@ COMPRESSED: Final = 0x40
 PLAIN: Final = bytes(byte for byte in range(256) if not byte & COMPRESSED)
 #: As QEMU's own limits: 32 MiB of first level, 8 MiB of refcount table.
 MOST: Final = 32 << 20
+
+
+#: Of a snapshot, before the extra data, its id and its name: lengths of the id and the name, and of the extra data.
+SNAPSHOT: Final = struct.Struct(">12xHH20xI")
+#: As QEMU's own limit.
+SNAPSHOTS: Final = 65536
 
 
 class Layout(NamedTuple):
@@ -49,7 +56,7 @@ def layout(fd: int, doing: str) -> Layout:
     )
     features = FEATURES.unpack(_read(fd, HEAD.size, FEATURES.size, doing))[:3] if version > 2 else (0, 0, 0)
     unknown = version not in (2, 3) or any(found & ~known for found, known in zip(features, KNOWN, strict=True))
-    if magic != b"QFI\xfb" or unknown or encryption or snapshots or not 9 <= bits <= 21:
+    if magic != MAGIC or unknown or encryption or snapshots or not 9 <= bits <= 21:
         raise JobError(f"cannot {doing}: it has features that are not known here, so that its tables may lie anywhere")
     cluster = 1 << bits
     width = 16 if features[0] & EXTENDED else 8
@@ -67,6 +74,24 @@ def layout(fd: int, doing: str) -> Layout:
             places = (begin + index * cluster for index, kind in enumerate(kinds) if kind & COMPRESSED)
             compressed += [(place, min(cluster, size - place)) for place in places if place < size]
     return Layout(cluster, size, _in_clusters(tables, cluster), merged(compressed))
+
+
+def snapshots(fd: int) -> list[str]:
+    """Names of the internal snapshots; none for what is no qcow2. Those that cannot be read are called "?"."""
+    head = os.pread(fd, HEAD.size, 0)
+    if len(head) < HEAD.size or not head.startswith(MAGIC):
+        return []
+    *_, count, at = HEAD.unpack(head)
+    names: list[str] = []
+    for _ in range(min(count, SNAPSHOTS)):
+        entry = os.pread(fd, SNAPSHOT.size, at)
+        if len(entry) < SNAPSHOT.size:
+            return [*names, "?"]
+        id_length, name_length, extra = SNAPSHOT.unpack(entry)
+        start = at + SNAPSHOT.size + extra + id_length
+        names.append(os.pread(fd, name_length, start).decode(errors="replace") or "?")
+        at += -(-(start + name_length - at) // 8) * 8
+    return names
 
 
 def rest(fd: int, found: Layout, end: int) -> list[Range]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
-from jobvisor_workers import jobtype
+from jobvisor_workers import jobtype, qcow2
 from jobvisor_workers.data import overwrite
 from jobvisor_workers.data.passes import PASSES
 from jobvisor_workers.errors import BadArgument, JobError, from_os_error
@@ -21,17 +21,21 @@ from jobvisor_workers.worker import Worker
 #: Of a qcow2: magic, version, and where the backing file's name lies, and how long it is.
 QCOW2 = struct.Struct(">4sIQI")
 LONGEST_NAME = 1023
+#: Names of snapshots that an error has.
+SHOWN = 5
 
 
 class Delete(JobType, tag="delete"):
     """Delete a volume.
 
     With --zeroed its bytes are overwritten with zeroes first. What a VM or another job uses is not deleted, nor what a
-    qcow2 in the same directory has as its backing file; overlays in other places nobody can know.
+    qcow2 in the same directory has as its backing file; overlays in other places nobody can know. A qcow2 with internal
+    snapshots is deleted only with --delete-snapshots.
     """
 
     volume: Annotated[str, jobtype.volume("file to delete", WRITE)]
     zeroed: Annotated[bool, Meta(description="overwrite it with zeroes first")] = False
+    delete_snapshots: Annotated[bool, Meta(description="also when it is a qcow2 with internal snapshots")] = False
     retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
 
     def plan(self, worker: Worker) -> None:
@@ -47,6 +51,13 @@ class Delete(JobType, tag="delete"):
             raise JobError(f"cannot {self._doing}: {why}")
         if overlay := _overlay_of(directory, os.fstat(target.fd)):
             raise JobError(f"cannot {self._doing}: it is the backing file of {overlay}; rebase or delete that first")
+        names = [] if self.delete_snapshots else qcow2.snapshots(target.fd)
+        if names:
+            shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+            raise JobError(
+                f"cannot {self._doing}: it has {len(names)} internal snapshots ({shown}); add --delete-snapshots to "
+                "delete them with it"
+            )
         if self.zeroed:
             warn_of_copies(worker, target)
         elif (links := os.fstat(target.fd).st_nlink) > 1:
