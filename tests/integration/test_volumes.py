@@ -12,7 +12,8 @@ from jobvisor import Supervisor
 from jobvisor.testing import halt_at, kill_at
 from support.libvirtd import Libvirtd
 from support.places import Places, two_devices
-from support.volume_table import SIZE, TABLE, Row, containers_in, names_behind, set_up
+from support.volume_scene import SIZE
+from support.volume_table import TABLE, Row, containers_in, names_behind, set_up
 
 #: Aborted is what a kind has of its own: plain files in tests/workers, ext4 and btrfs as dir and xfs are.
 NOT_ABORTED = {"file", "ext4", "btrfs"}

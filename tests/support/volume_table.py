@@ -8,24 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from jobvisor import JobInfo
-from support.images import MIB, identical, qcow2, qemu_img, scattered
-from support.places import DIRECTORIES, Places, Spot, same_bytes, sha256sum
-
-#: More than one step of each kind of work: the longest is 6 MiB, of a wipe.
-SIZE = 8 * MIB
-HALF = SIZE // 2
-
-
-@dataclass
-class Scene:
-    """What a row works on: the volume one, a place for two, what a guest sees in one, and its bytes."""
-
-    places: Places
-    one: Spot
-    two: Spot
-    content: Path
-    container: Path
-
+from support.images import qcow2, qemu_img, scattered
+from support.places import DIRECTORIES, Places, Spot
+from support.volume_scene import (
+    HALF,
+    SIZE,
+    Scene,
+    all_of_it_there,
+    alone,
+    created,
+    deleted,
+    digested,
+    grown,
+    same_bytes_in_two,
+    same_in_two,
+    seen_as_before,
+    sound,
+    unchanged,
+    untouched,
+    untouched_and_as_large,
+    valid,
+    wiped,
+    wiped_inside,
+    written_down,
+    written_over,
+)
 
 Point = tuple[str, int]
 
@@ -34,6 +41,7 @@ Point = tuple[str, int]
 class Row:
     """A job type with some options.
 
+    makes: the volume two; else `second` tells whether that is there before.
     points: where it is aborted (phase, bytes done in it): before the first byte, in the middle, at the commit.
     after: looks at what the job made. left: looks at what an aborted one left; by default that one is as it was.
     """
@@ -46,6 +54,7 @@ class Row:
     left: Callable[[Scene], None]
     format: str = "raw"
     makes: bool = False
+    second: bool = False
 
     @property
     def middle(self) -> Point:
@@ -61,87 +70,12 @@ BETWEEN = (
 )
 
 
-def untouched(scene: Scene) -> None:
-    assert same_bytes(scene.one.path, scene.container)
-
-
-def seen_as_before(scene: Scene) -> None:
-    """A guest's view: a longer image ends in zeroes."""
-    assert identical(scene.content, scene.one.path)
-
-
-def all_of_it_there(scene: Scene) -> None:
-    assert scene.places.capacity(scene.one) == SIZE
-
-
-def same_in_two(scene: Scene, _: JobInfo) -> None:
-    assert identical(scene.content, scene.two.path)
-    assert scene.places.capacity(scene.two) == SIZE
-    untouched(scene)
-
-
-def same_bytes_in_two(scene: Scene, info: JobInfo) -> None:
-    assert same_bytes(scene.two.path, scene.container)
-    same_in_two(scene, info)
-
-
 def to_two(scene: Scene, **options: Any) -> dict[str, Any]:
     return {"source": scene.one.word, "target": scene.two.word, "replace": scene.two.is_device, **options}
 
 
 def on_one(**options: Any) -> Callable[[Scene], dict[str, Any]]:
     return lambda scene: {"volume": scene.one.word, **options}
-
-
-def grown(scene: Scene, _: JobInfo) -> None:
-    assert scene.places.capacity(scene.one) == 2 * SIZE
-    seen_as_before(scene)
-
-
-def wiped(scene: Scene, _: JobInfo) -> None:
-    assert scene.places.capacity(scene.one) == SIZE
-    zeroes = scene.content.with_name("zeroes")
-    with open(zeroes, "wb") as file:
-        file.truncate(SIZE)
-    assert same_bytes(scene.one.path, zeroes)
-
-
-def deleted(scene: Scene, _: JobInfo) -> None:
-    assert scene.one.name not in scene.places.names()[scene.one.place]
-
-
-def digested(scene: Scene, info: JobInfo) -> None:
-    assert info.result is not None
-    assert info.result["digest"] == sha256sum(scene.one.path)
-    untouched(scene)
-
-
-def sound(scene: Scene, _: JobInfo) -> None:
-    qemu_img("check", scene.one.path)
-    seen_as_before(scene)
-
-
-def unchanged(scene: Scene, _: JobInfo) -> None:
-    untouched(scene)
-
-
-def written_down(scene: Scene, _: JobInfo) -> None:
-    assert identical(scene.content, scene.one.path.with_name("base"))
-    seen_as_before(scene)
-
-
-def alone(scene: Scene, _: JobInfo) -> None:
-    seen_as_before(scene)
-    assert "backing" not in qemu_img("info", "--output=json", scene.one.path)
-
-
-def created(scene: Scene, info: JobInfo) -> None:
-    assert scene.places.capacity(scene.two) == SIZE
-    assert info.result is not None
-    told = qemu_img("info", "--output=json", scene.two.path)
-    assert f'"format": "{info.result["format"]}"' in told
-    # All of it reads as zeroes.
-    qemu_img("compare", "-f", "raw", "-F", info.result["format"], "/dev/null", scene.two.path)
 
 
 TABLE = {
@@ -221,6 +155,33 @@ TABLE = {
         wiped,
         all_of_it_there,
     ),
+    "wipe content": Row(
+        "wipe",
+        FILES,
+        (("pass 1 of 1: 0x00", 0), ("pass 1 of 1: 0x00", 1)),
+        on_one(content=True),
+        wiped_inside,
+        valid,
+        "qcow2",
+    ),
+    "upload": Row(
+        "upload",
+        (*BETWEEN_FILES, "file device", "xfs disk"),
+        (("write", 0), ("write", HALF), ("sync", 0)),
+        lambda scene: {"source": scene.one.word, "volume": scene.two.word},
+        written_over,
+        untouched_and_as_large,
+        second=True,
+    ),
+    "download": Row(
+        "download",
+        (*BETWEEN_FILES, "device file", "disk dir"),
+        (("copy", 0), ("copy", HALF), ("sync", 0)),
+        lambda scene: {"volume": scene.one.word, "target": scene.two.word},
+        same_bytes_in_two,
+        untouched,
+        makes=True,
+    ),
     "delete": Row("delete", FILES, (("delete", 0),), on_one(), deleted, untouched),
     "delete zeroed": Row(
         "delete",
@@ -240,6 +201,7 @@ TABLE = {
         lambda scene: {"first": scene.one.word, "second": scene.two.word},
         unchanged,
         untouched,
+        second=True,
     ),
     "commit": Row(
         "commit",
@@ -281,8 +243,8 @@ def set_up(row: Row, where: str, places: Places, containers: dict[str, Path]) ->
     if row.format == "overlay":
         places.put(Spot(first, "", one.path.with_name("base")), containers["base"])
     places.put(one, scene.container)
-    if row.type == "compare" or (row.makes and two.is_device):
-        places.put(two, containers["raw"])
+    if row.second or (row.makes and two.is_device):
+        places.put(two, containers["raw" if row.type == "compare" else "base"])
     return scene
 
 
