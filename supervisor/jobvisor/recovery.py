@@ -23,6 +23,7 @@ from jobvisor_workers.protocol import (
     Commit,
     Exit,
     Life,
+    Made,
     Request,
     Result,
     Temporary,
@@ -155,6 +156,8 @@ def conclude(
         changes |= {"exit_status": exit_.status, "signal": exit_.signal, "rusage": exit_.rusage}
     if result:
         changes |= _progress(result)
+    else:
+        changes |= {"warnings": [*base.warnings, *_perhaps_left(life)]}
     late = late or bool(exit_ and exit_.asked == "time-limit")
     changes |= _verdict(result, exit_, commit, asked=asked, late=late, lost=lost)
     if changes["state"] is State.COMPLETED and base.data_total is not None and not result:
@@ -165,6 +168,15 @@ def conclude(
     elapsed = final.time_elapsed / 1000
     bps = int(final.data_processed / elapsed) if elapsed > 0 and final.data_processed else None
     return msgspec.structs.replace(final, disk_bps=bps)
+
+
+def _perhaps_left(life: Iterable[Life]) -> list[str]:
+    """What a worker that was killed would have deleted itself."""
+    return [
+        f"{line.volume} may be left, with nothing of use in it; then: jobvisor run delete -c {line.uri} {line.volume}"
+        for line in life
+        if isinstance(line, Made)
+    ]
 
 
 def _progress(result: Result) -> dict[str, Any]:

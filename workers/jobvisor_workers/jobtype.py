@@ -114,6 +114,8 @@ class JobType(Struct, forbid_unknown_fields=True, tag_field="type"):
     delegated: ClassVar[bool] = False
     #: It also works on volumes of libvirt's that have no path here (`worker.pools`); other types refuse those.
     remote: ClassVar[bool] = False
+    #: It can fill a new volume that only a pool's driver can make, a partition (`making.make`); other types refuse it.
+    fills: ClassVar[bool] = False
     #: Each job of the type reads what its user sends it (worker.stdin), or writes what its user reads (worker.stdout).
     reads_stdin: ClassVar[bool] = False
     writes_stdout: ClassVar[bool] = False

@@ -6,11 +6,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from jobvisor_workers import room
+from jobvisor_workers import pool_volume, room
 from jobvisor_workers.data import libc
 from jobvisor_workers.data.copy import copy as copy_bytes
 from jobvisor_workers.data.window import MIB, Window
+from jobvisor_workers.data.zeros import write_zeros
 from jobvisor_workers.errors import BadArgument, JobError, NoSpace, from_os_error
+from jobvisor_workers.resources import uri
 
 if TYPE_CHECKING:
     from jobvisor_workers.output import Output
@@ -55,6 +57,9 @@ def expect(
     exact: bool = False,
 ) -> None:
     """What `make` will do. `space`: of a new file, if it is not what is written to it; a device takes none."""
+    if uri.is_name(target):
+        worker.expect(reads=reads, writes={target: written}, space=written, free=pool_volume.available(worker, target))
+        return
     taken = written if space is None else space
     worker.expect(reads=reads, writes={target: written}, space=0 if device_of(worker, target) else taken, exact=exact)
 
@@ -68,15 +73,23 @@ def make(
     what: str,
     doing: str,
     copy: bool = True,
+    capacity: Callable[[], int] | None = None,
 ) -> tuple[str, int | None]:
     """Let `fill` write a new file, or a device; returns what it returned, and the bytes allocated to a file.
 
     fill(descriptor, directory): directory is None for a device. It is durable afterwards. `what`: such as "the clone".
-    `copy`: see Worker.create.
+    `copy`: see Worker.create. `capacity`: bytes of a volume that its pool's driver is to make first, as a device; what
+    it has more is zeroed.
     """
     space: int | None = None
     try:
-        if device := device_of(worker, target):
+        if capacity and uri.is_name(target):
+            size = capacity()
+            made = pool_volume.make(worker, target, size)
+            method = fill(made.fd, None)
+            write_zeros(made.fd, size, made.size - size, Window(made.fd))
+            os.fsync(made.fd)
+        elif device := device_of(worker, target):
             worker.abort_effect = f"partly overwritten: {target} holds neither its old content nor {what}"
             method = fill(device.fd, None)
             os.fsync(device.fd)

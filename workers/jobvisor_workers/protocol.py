@@ -122,6 +122,13 @@ class Temporary(Struct, tag="temporary", tag_field="is"):
     name: str
 
 
+class Made(Struct, tag="made", tag_field="is"):
+    """A volume of libvirt's that is about to be made under its name, and that only the worker itself deletes again."""
+
+    volume: str
+    uri: str
+
+
 class Linked(Struct, frozen=True):
     """An output about to get its name: device and inode of the file, and where it will stand."""
 
@@ -146,7 +153,7 @@ class Commit(Struct, tag="commit", tag_field="is"):
     result: dict[str, Any] | None
 
 
-Life = Claim | Temporary | Commit
+Life = Claim | Temporary | Made | Commit
 
 #: Content of a life file whose job ended before any worker claimed it: a late worker that finds it exits.
 VOID = b"void\n"

@@ -37,6 +37,7 @@ from jobvisor_workers.protocol import (
     Commit,
     Failure,
     Holder,
+    Made,
     Report,
     Request,
     Result,
@@ -103,7 +104,7 @@ def main(spawned: Spawned) -> NoReturn:
     _become_requester(spawned, word)
     os.environ |= {MARK_ID: str(request.id), MARK: spawned.directory}
 
-    def record(line: Claim | Temporary | Commit) -> None:
+    def record(line: Claim | Temporary | Made | Commit) -> None:
         os.write(life, encode(line) + b"\n")
         os.fdatasync(life)
 
@@ -128,6 +129,9 @@ def main(spawned: Spawned) -> NoReturn:
                 output.close()
             else:
                 output.discard()
+        if not completed:
+            for volume in worker.made:
+                volume.discard(worker)
     word.status = 0 if completed else 1
     sys.exit(word.status)
 

@@ -20,8 +20,9 @@ from jobvisor_workers.resources.pools import Pools
 if TYPE_CHECKING:
     from jobvisor_workers.locks import Lock
     from jobvisor_workers.pipes import Ends
+    from jobvisor_workers.pool_volume import PoolVolume
     from jobvisor_workers.progress import Reporter
-    from jobvisor_workers.protocol import Request, Temporary
+    from jobvisor_workers.protocol import Made, Request, Temporary
 
 #: The longest piece that `extents` yields, bytes: between two pieces progress is told and a signal is heard.
 PIECE = 4 << 20
@@ -42,7 +43,9 @@ class Volume:
 class Worker:
     """One running job. Everything opened or created through it is released at the end, however that comes."""
 
-    def __init__(self, request: Request, reporter: Reporter, record: Callable[[Temporary], None], ends: Ends) -> None:
+    def __init__(
+        self, request: Request, reporter: Reporter, record: Callable[[Temporary | Made], None], ends: Ends
+    ) -> None:
         self.id = request.id
         self.bandwidth = request.bandwidth
         #: Only plan() will run: it may spend time on what `expect` says.
@@ -51,6 +54,8 @@ class Worker:
         self.advance = reporter.advance
         self.locks: list[Lock] = []
         self.outputs: list[Output] = []
+        #: Volumes that a pool's driver made, which go when the job does not complete.
+        self.made: list[PoolVolume] = []
         self.wanted: dict[tuple[str, Access], None] = {}
         self.expected = Expected()
         self.completed = threading.Event()
@@ -60,7 +65,7 @@ class Worker:
         self.pools = Pools(request.connect, request.type) if request.connect else None
         self._umask = request.umask
         self._reporter = reporter
-        self._record = record
+        self.record = record
         self._ends = ends
         self._type = request.type
 
@@ -95,6 +100,12 @@ class Worker:
         """The locked resource of this path; the descriptor stays locked until the job ends."""
         yield self.volume(path)
 
+    def release(self, path: str) -> None:
+        """Close this locked resource before the job ends: nobody can remove a partition that is open."""
+        for lock in [lock for lock in self.locks if lock.path == path]:
+            self.locks.remove(lock)
+            lock.close()
+
     def volume(self, path: str) -> Volume:
         """As `open`, for the time of the whole job."""
         for lock in self.locks:
@@ -114,7 +125,7 @@ class Worker:
         """
         source = next((lock.fd for lock in self.locks if copy and lock.access is READ), None)
         mode = target_mode(source, self._umask)
-        output = Output(path, self.id, mode=mode, replace=replace, record=self._record)
+        output = Output(path, self.id, mode=mode, replace=replace, record=self.record)
         self.outputs.append(output)
         if size:
             output.resize(size)

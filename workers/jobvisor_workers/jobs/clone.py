@@ -8,13 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Meta
 
 from jobvisor_workers import chain as chains
-from jobvisor_workers import making, qemu_img, room
+from jobvisor_workers import making, pool_volume, qemu_img, room
 from jobvisor_workers.data import copy
 from jobvisor_workers.data.extents import allocated
 from jobvisor_workers.data.window import Window
 from jobvisor_workers.errors import BadArgument, NoSpace
 from jobvisor_workers.jobtype import READ, JobType, new_volume, volume
 from jobvisor_workers.qemu_img import STREAM, Format, Image
+from jobvisor_workers.resources import uri
 from jobvisor_workers.worker import Volume, Worker
 
 
@@ -48,6 +49,7 @@ class Clone(JobType, tag="clone"):
     format: Annotated[
         Format | None, Meta(description="the source's format when its first bytes are not to be trusted")
     ] = None
+    fills: ClassVar[bool] = True
     retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
 
     def plan(self, worker: Worker) -> None:
@@ -66,7 +68,9 @@ class Clone(JobType, tag="clone"):
             data = top.container
         else:
             data = allocated(top.fd, top.container)
-        if device:
+        if uri.is_name(self.target):
+            pool_volume.check_room(worker, self.target, self._capacity(worker, top), f"{self._doing} to {self.target}")
+        elif device:
             self._check_device(worker, top, device, data)
         else:
             self._check_directory(top, data)
@@ -83,6 +87,7 @@ class Clone(JobType, tag="clone"):
             lambda target, directory: self._fill(worker, chain, target, directory),
             what="the clone",
             doing=self._doing,
+            capacity=lambda: self._capacity(worker, chain[0]),
         )
         return {
             "source": self.source,
@@ -99,9 +104,17 @@ class Clone(JobType, tag="clone"):
 
     # --- before the first byte -------------------------------------------------------------------------------
 
-    def _check_device(self, worker: Worker, top: Image, device: Volume, data: int) -> None:
+    def _capacity(self, worker: Worker, top: Image) -> int:
+        """Bytes of a partition to be made: a qcow2 has room for all that a guest may write."""
+        self._check_lives_on_device(top)
+        return top.container if top.plain else top.size + qemu_img.overhead(worker, top, self._doing)
+
+    def _check_lives_on_device(self, top: Image) -> None:
         if not top.plain and top.format != "qcow2":
             raise BadArgument(f"cannot {self._doing} to {self.target}: on a device only raw and qcow2 images can live")
+
+    def _check_device(self, worker: Worker, top: Image, device: Volume, data: int) -> None:
+        self._check_lives_on_device(top)
         if top.plain or self.reflink:
             needed = top.container
         else:
@@ -126,6 +139,9 @@ class Clone(JobType, tag="clone"):
 
     def _expect(self, worker: Worker, chain: list[Image], data: int) -> None:
         top, fill = chain[0], self.sparse is False
+        if uri.is_name(self.target):
+            making.expect(worker, {self.source: data}, self.target, self._capacity(worker, top))
+            return
         if self.reflink:
             making.expect(worker, {self.source: 0}, self.target, 0, exact=True)
             return

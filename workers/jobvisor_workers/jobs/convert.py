@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Meta
 
 from jobvisor_workers import chain as chains
-from jobvisor_workers import making, qemu_img, room
+from jobvisor_workers import making, pool_volume, qemu_img, room
 from jobvisor_workers.data import copy, libc
 from jobvisor_workers.data.extents import allocated
 from jobvisor_workers.data.window import Window
@@ -16,6 +16,7 @@ from jobvisor_workers.data.zeros import preallocate
 from jobvisor_workers.errors import BadArgument, JobError, NoSpace
 from jobvisor_workers.jobtype import READ, JobType, byte_size, new_volume, volume
 from jobvisor_workers.qemu_img import BACKED, STREAM, Format, Image
+from jobvisor_workers.resources import uri
 from jobvisor_workers.worker import Worker
 
 #: What images of other formats than raw count in.
@@ -51,6 +52,7 @@ class Convert(JobType, tag="convert"):
     format: Annotated[
         Format | None, Meta(description="the source's format when its first bytes are not to be trusted")
     ] = None
+    fills: ClassVar[bool] = True
     retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
 
     def plan(self, worker: Worker) -> None:
@@ -80,6 +82,7 @@ class Convert(JobType, tag="convert"):
             lambda target, directory: self._fill(worker, chain, target, directory),
             what="the new volume",
             doing=self._doing,
+            capacity=lambda: self._check_room(worker, chain),
         )
         return {
             "source": self.source,
@@ -123,9 +126,10 @@ class Convert(JobType, tag="convert"):
     def _check_room(self, worker: Worker, chain: list[Image]) -> int:
         """Returns the bytes that a raw or qcow2 takes at most, or one of another format at least."""
         top, device = chain[0], making.device_of(worker, self.target)
-        if device and self.output_format not in ("raw", "qcow2"):
+        new = uri.is_name(self.target)  # a partition to be made
+        if (device or new) and self.output_format not in ("raw", "qcow2"):
             raise BadArgument(f"cannot {self._doing} to {self.target}: on a device only raw and qcow2 images can live")
-        if device and self.preallocation != "off":
+        if (device or new) and self.preallocation != "off":
             raise BadArgument(
                 f"cannot {self._doing} to {self.target}: a device has all its space; omit --preallocation"
             )
@@ -136,6 +140,9 @@ class Convert(JobType, tag="convert"):
             needed, most = sum(chains.data_of(worker, self._read(chain), self._doing).values()), top.size
         if self.preallocation in ("falloc", "full") or (device and self.output_format == "raw"):
             needed = most
+        if new:
+            pool_volume.check_room(worker, self.target, most, f"{self._doing} to {self.target}")
+            return most
         if device:
             if needed > device.size and not self.compress:
                 short = room.compare(needed, "the device", device.size)
@@ -152,7 +159,7 @@ class Convert(JobType, tag="convert"):
 
     def _expect(self, worker: Worker, chain: list[Image], needed: int) -> None:
         top, read = chain[0], self._read(chain)
-        if self._own(top):
+        if self._own(top) and not uri.is_name(self.target):
             data, directory = allocated(top.fd, top.size), making.directory_of(self.target, self.replace)
             space = room.in_blocks(data if self.preallocation == "off" else top.size)
             exact = not self._may_share(top, directory)

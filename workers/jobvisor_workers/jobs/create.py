@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Meta
 
 from jobvisor_workers import chain as chains
-from jobvisor_workers import jobtype, making, qemu_img, room, secret
+from jobvisor_workers import jobtype, making, pool_volume, qemu_img, room, secret
 from jobvisor_workers.data import libc
 from jobvisor_workers.data.cow import BTRFS, forbid_cow
 from jobvisor_workers.data.extents import data_extents
@@ -16,7 +16,8 @@ from jobvisor_workers.data.zeros import fill_with_zeros, preallocate, rewrite
 from jobvisor_workers.errors import BadArgument, JobError, NoSpace, from_os_error
 from jobvisor_workers.jobtype import READ, JobType, byte_size, new_volume
 from jobvisor_workers.qemu_img import BACKED, SECRET, Format, Image
-from jobvisor_workers.worker import Volume, Worker
+from jobvisor_workers.resources import uri
+from jobvisor_workers.worker import Worker
 
 #: What volumes other than plain raw ones count in.
 SECTOR = 512
@@ -55,6 +56,7 @@ class Create(JobType, tag="create"):
     secret_file: Annotated[str, jobtype.volume("file whose content, all of it, unlocks it", READ)] | None = None
     iter_time: Annotated[int, Meta(ge=1, description="milliseconds to try one secret (2000)")] | None = None
     replace: Annotated[bool, Meta(description="give up what the target holds")] = False
+    fills: ClassVar[bool] = True
     retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
 
     def plan(self, worker: Worker) -> None:
@@ -76,19 +78,7 @@ class Create(JobType, tag="create"):
             worker.warn(f"{self.target} shows only the first {size} of the {chain[0].size} bytes of {self.backing_vol}")
         if self.capacity and size > self.capacity:
             worker.warn(f"{self.target} gets {size - self.capacity} bytes more: {SECTOR} is the unit of its size")
-        needed = self._needed(worker, size)
-        if device := making.device_of(worker, self.target):
-            self._check_device(device, needed)
-        else:
-            self._check_directory(needed)
-        if worker.dry_run:
-            known = self.format in ("raw", "qcow2")
-            reserved = self._kind == "raw" and self.prealloc != "full"
-            worker.expect(
-                writes={self.target: 0 if reserved else needed if known else None},
-                space=0 if device else needed if known else None,
-                exact=self._kind == "raw",
-            )
+        self._check_place(worker, size)
 
     def run(self, worker: Worker) -> dict[str, Any]:
         chain = self._chain(worker)
@@ -102,6 +92,7 @@ class Create(JobType, tag="create"):
             what="the new volume",
             doing="create",
             copy=False,
+            capacity=lambda: self._capacity(worker, size),
         )
         return {
             "target": self.target,
@@ -172,17 +163,52 @@ class Create(JobType, tag="create"):
                 f"cannot {self._doing}: --allocation {self.allocation} is more than its {self.capacity} bytes"
             )
 
-    def _check_device(self, device: Volume, needed: int) -> None:
+    def _check_place(self, worker: Worker, size: int) -> None:
+        needed = self._needed(worker, size)
+        device = making.device_of(worker, self.target)
+        new = uri.is_name(self.target)  # a partition to be made
+        if device or new:
+            self._check_on_device(new=new)
+        if new:
+            needed = self._capacity(worker, size)
+            pool_volume.check_room(worker, self.target, needed, self._doing)
+            if self.format == "raw" and self.prealloc == "off":
+                worker.warn(f"{self.target} shows what its disk held there before; --prealloc full overwrites that")
+        elif device:
+            if needed > device.size:
+                raise NoSpace(f"cannot {self._doing}: {room.compare(needed, 'the device', device.size)}")
+        else:
+            self._check_directory(needed)
+        if worker.dry_run:
+            known = self.format in ("raw", "qcow2")
+            reserved = self._kind == "raw" and self.prealloc != "full"
+            worker.expect(
+                writes={self.target: 0 if reserved else needed if known else None},
+                space=0 if device else needed if known else None,
+                free=pool_volume.available(worker, self.target) if new else None,
+                exact=self._kind == "raw" and not new,
+            )
+
+    def _check_on_device(self, *, new: bool) -> None:
         doing = f"{self._doing} on a block device"
-        if self._kind == "raw":
+        if self._kind == "raw" and not new:
             raise BadArgument(f"cannot {doing}: it is a raw volume already; wipe overwrites it")
-        if self._kind != "qcow2":
-            raise BadArgument(f"cannot {doing}: only a qcow2 can live there, no {self._kind}")
-        if self.prealloc != "off" or self.nocow:
-            option = "--nocow" if self.nocow else "--prealloc"
-            raise BadArgument(f"cannot {doing}: that has all its space; omit {option}")
-        if needed > device.size:
-            raise NoSpace(f"cannot {self._doing}: {room.compare(needed, 'the device', device.size)}")
+        if self._kind not in ("raw", "qcow2"):
+            raise BadArgument(f"cannot {doing}: only {'raw and' if new else 'a'} qcow2 can live there, no {self._kind}")
+        zeroes = self._kind == "raw" and self.prealloc == "full"
+        for option, given in (
+            ("--nocow", self.nocow),
+            ("--allocation", self.allocation),
+            ("--prealloc", self.prealloc != "off" and not zeroes),
+        ):
+            if given:
+                raise BadArgument(f"cannot {doing}: that has all its space; omit {option}")
+
+    def _capacity(self, worker: Worker, size: int) -> int:
+        """Bytes of a partition to be made: a qcow2 has room for all that a guest may write."""
+        if self._kind == "raw":
+            return size
+        return qemu_img.measure_empty(worker, size, "qcow2", self._plain_options(), self._doing)[1]
 
     def _check_directory(self, needed: int) -> None:
         directory = making.directory_of(self.target, self.replace)
@@ -218,7 +244,9 @@ class Create(JobType, tag="create"):
                 self._forbid_cow(target)
             empty = self._lay_out(worker, target, size, backing)
             if is_file:
-                self._allocate(worker, target, empty)
+                self._allocate(worker, target)
+            if self.prealloc == "full":
+                self._write_zeroes(worker, target, empty)
         except OSError as error:
             raise from_os_error(error, self._doing)
         worker.phase("sync")
@@ -233,7 +261,7 @@ class Create(JobType, tag="create"):
     def _lay_out(self, worker: Worker, target: int, size: int, backing: Image | None) -> list[tuple[int, int]]:
         """The target with its tables and no data; returns the ranges (start, end) that hold nothing."""
         if self._kind == "raw":
-            if size:
+            if size and not libc.is_block_device(target):
                 os.ftruncate(target, size)
             return [(0, size)]
         unlocking = worker.volume(self.secret_file).fd if self.secret_file else None
@@ -249,7 +277,7 @@ class Create(JobType, tag="create"):
         making.lay_out(container, target)
         return [(start, end) for start, end in zip(starts, [*ends, length], strict=True) if start < end]
 
-    def _allocate(self, worker: Worker, target: int, empty: list[tuple[int, int]]) -> None:
+    def _allocate(self, worker: Worker, target: int) -> None:
         whole = self.prealloc in ("falloc", "full")
         length = os.fstat(target).st_size if whole else self.allocation or 0
         if length:
@@ -257,14 +285,16 @@ class Create(JobType, tag="create"):
             if not preallocate(target, length, worker.skip) and self.prealloc != "full":
                 option = "--prealloc falloc" if whole else "--allocation"
                 raise JobError(f"cannot {self._doing}: its filesystem cannot allocate space ahead; omit {option}")
-        if self.prealloc == "full":
-            worker.phase("fill", total=length)
-            fill_with_zeros(target, empty, worker.advance)
-            # The copy of the tables left out what is zero in them.
-            at = 0
-            for start, end in [*empty, (length, length)]:
-                rewrite(target, at, start, worker.advance)
-                at = end
+
+    def _write_zeroes(self, worker: Worker, target: int, empty: list[tuple[int, int]]) -> None:
+        length = empty[-1][1] if libc.is_block_device(target) else os.fstat(target).st_size
+        worker.phase("fill", total=length)
+        fill_with_zeros(target, empty, worker.advance)
+        # The copy of the tables left out what is zero in them.
+        at = 0
+        for start, end in [*empty, (length, length)]:
+            rewrite(target, at, start, worker.advance)
+            at = end
 
     def _plain_options(self) -> dict[str, str | int]:
         options: dict[str, str | int] = {}

@@ -9,14 +9,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
-from jobvisor_workers import jobtype, qcow2
+from jobvisor_workers import jobtype, pool_volume, qcow2
 from jobvisor_workers.data import overwrite
 from jobvisor_workers.data.passes import PASSES
 from jobvisor_workers.errors import BadArgument, JobError, from_os_error
 from jobvisor_workers.jobs.wipe import allocation, telling, warn_of_copies
 from jobvisor_workers.jobtype import WRITE, JobType
 from jobvisor_workers.output import remove_if_same, sync_directory
-from jobvisor_workers.worker import Worker
+from jobvisor_workers.worker import Volume, Worker
 
 #: Of a qcow2: magic, version, and where the backing file's name lies, and how long it is.
 QCOW2 = struct.Struct(">4sIQI")
@@ -33,13 +33,18 @@ class Delete(JobType, tag="delete"):
     snapshots is deleted only with --delete-snapshots.
     """
 
-    volume: Annotated[str, jobtype.volume("file to delete", WRITE)]
+    volume: Annotated[str, jobtype.volume("file to delete, or partition of a pool", WRITE)]
     zeroed: Annotated[bool, Meta(description="overwrite it with zeroes first")] = False
     delete_snapshots: Annotated[bool, Meta(description="also when it is a qcow2 with internal snapshots")] = False
     retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
 
     def plan(self, worker: Worker) -> None:
         target = worker.volume(self.volume)
+        if self._in_pool(worker):
+            self._check_snapshots(target)
+            if worker.dry_run:
+                worker.expect(writes={self.volume: target.size if self.zeroed else 0}, space=0)
+            return
         if target.kind == "block":
             raise BadArgument(f"cannot {self._doing}: it is a block device, not a file; wipe overwrites it")
         if os.path.islink(self.volume):
@@ -51,13 +56,7 @@ class Delete(JobType, tag="delete"):
             raise JobError(f"cannot {self._doing}: {why}")
         if overlay := _overlay_of(directory, os.fstat(target.fd)):
             raise JobError(f"cannot {self._doing}: it is the backing file of {overlay}; rebase or delete that first")
-        names = [] if self.delete_snapshots else qcow2.snapshots(target.fd)
-        if names:
-            shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
-            raise JobError(
-                f"cannot {self._doing}: it has {len(names)} internal snapshots ({shown}); add --delete-snapshots to "
-                "delete them with it"
-            )
+        self._check_snapshots(target)
         if self.zeroed:
             warn_of_copies(worker, target)
         elif (links := os.fstat(target.fd).st_nlink) > 1:
@@ -67,21 +66,27 @@ class Delete(JobType, tag="delete"):
             written = target.size if self.zeroed else 0
             worker.expect(writes={self.volume: written}, space=-allocation(target) if last else 0)
 
+    def _check_snapshots(self, target: Volume) -> None:
+        names = [] if self.delete_snapshots else qcow2.snapshots(target.fd)
+        if names:
+            shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+            raise JobError(
+                f"cannot {self._doing}: it has {len(names)} internal snapshots ({shown}); add --delete-snapshots to "
+                "delete them with it"
+            )
+
     def run(self, worker: Worker) -> dict[str, Any]:
         target = worker.volume(self.volume)
-        directory, name = os.path.split(self.volume)
+        if name := self._in_pool(worker):
+            return self._run_in_pool(worker, target, name)
+        directory, last = os.path.split(self.volume)
         facts = os.fstat(target.fd)
         try:
-            if self.zeroed:
-                step = PASSES["zero"][0]
-                worker.phase("overwrite", total=target.size)
-                overwrite.run_pass(
-                    target.fd, target.size, step, advance=telling(worker, "overwriting", max(1, target.size))
-                )
+            self._overwrite(worker, target)
             worker.phase("delete")
             holder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                remove_if_same(holder, name, facts)
+                remove_if_same(holder, last, facts)
             finally:
                 os.close(holder)
             sync_directory(directory)
@@ -95,6 +100,33 @@ class Delete(JobType, tag="delete"):
             raise
         worker.abort_effect = None
         return {"size": target.size, "zeroed": self.zeroed, "names_left": os.fstat(target.fd).st_nlink}
+
+    def _overwrite(self, worker: Worker, target: Volume) -> None:
+        if self.zeroed:
+            worker.phase("overwrite", total=target.size)
+            advance = telling(worker, "overwriting", max(1, target.size))
+            overwrite.run_pass(target.fd, target.size, PASSES["zero"][0], advance=advance)
+
+    def _in_pool(self, worker: Worker) -> str | None:
+        """The name of a device that its pool's driver can delete."""
+        if worker.pools is None or worker.volume(self.volume).kind != "block":
+            return None
+        return str(worker.pools.names[self.volume]) if self.volume in worker.pools.names else None
+
+    def _run_in_pool(self, worker: Worker, target: Volume, name: str) -> dict[str, Any]:
+        try:
+            self._overwrite(worker, target)
+        except BaseException as error:
+            if worker.abort_effect:
+                worker.warn(f"{name} is {worker.abort_effect}")
+            if isinstance(error, OSError):
+                raise from_os_error(error, f"delete {name}")
+            raise
+        worker.abort_effect = None
+        worker.phase("delete")
+        worker.release(self.volume)
+        pool_volume.delete(worker, name)
+        return {"size": target.size, "zeroed": self.zeroed, "names_left": 0}
 
     @property
     def _doing(self) -> str:

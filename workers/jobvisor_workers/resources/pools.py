@@ -29,6 +29,8 @@ Job = TypeVar("Job", bound=JobType)
 
 #: Kinds of pools whose volumes are the files of one directory.
 DIRECTORIES = {"dir", "fs", "netfs"}
+#: Those whose volumes are block devices of this host, which only the pool's driver can make and delete.
+DRIVEN = {"disk", "logical", "zfs"}
 #: Seconds in which a pool that libvirtd is busy with must become free for a refresh, and between two looks.
 REFRESH_TIME, REFRESH_PAUSE = 30.0, 0.2
 #: Looks at a file that changes while libvirtd and we describe it.
@@ -63,7 +65,7 @@ class Pools:
             access = resource.access_with(msgspec.structs.asdict(job))
             path = self.path(name, access, new=resource.new)
             if path is None:
-                if not job.remote:
+                if not job.remote and not (job.fills and resource.new and self._is_driven(name)):
                     self._no_path(name, job.name())
                 continue
             if access is WRITE:
@@ -131,6 +133,12 @@ class Pools:
             return None
         assert name.volume
         return os.path.join(directory, name.volume)
+
+    def _is_driven(self, name: Name) -> bool:
+        """True for a volume that is not there yet, and that its pool's driver can make as a block device here."""
+        pool = self.pool(name.pool, f"{name}")
+        kind = ElementTree.fromstring(self.ask(lambda: pool.XMLDesc(0), f"{name}")).get("type")
+        return kind in DRIVEN and uris.is_local(self.uri) and self._find(pool, name, missing_ok=True) is None
 
     def _no_path(self, name: Name, job_type: str) -> NoReturn:
         raise JobError(
