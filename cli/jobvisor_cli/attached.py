@@ -18,9 +18,11 @@ from jobvisor_cli.asked import Asked
 from jobvisor_cli.display import Display
 from jobvisor_cli.expected import expected_lines
 from jobvisor_cli.page import info_page
+from jobvisor_cli.piped import Piped
 from jobvisor_cli.signals import Inbox, die_of
 from jobvisor_cli.verbs import HELD
 from jobvisor_workers.jobtype import JobType
+from jobvisor_workers.pipes import NO_READER, NO_SENDER
 
 if TYPE_CHECKING:
     from jobvisor.client import Client
@@ -63,9 +65,9 @@ def attach(
     late = None
     try:
         with closing(_private() if no_daemon else reach.client()) as owner:
-            attached = Attached(owner, inbox, shown, events, tied=no_daemon)
+            attached = Attached(owner, inbox, shown, events, tied=no_daemon, dry_run=bool(options.get("dry_run")))
             try:
-                attached.start(lambda: owner.start(job, **options))
+                attached.start(job, lambda: owner.start(job, **options))
                 final = attached.follow()
             except Detached as left:
                 die_of(left.signal)
@@ -73,7 +75,10 @@ def attach(
             log = attached.job.log().decode(errors="replace") if final.cause or info else ""
     finally:
         late = inbox.release()
-    if final.ok or attached.fatal:
+    broken = attached.piped and not attached.fatal and attached.piped.error()
+    if broken:
+        streams.complain(broken)
+    elif final.ok or attached.fatal:
         early = ", before it could be aborted" if final.ok and attached.fatal else ""
         shown.say(render.ending(what, final, attached.abort_effect) + early)
     else:
@@ -83,13 +88,17 @@ def attach(
     if events:
         events.put({"event": "ended", "job": final.to_dict()})
         events.finish()
-    streams.result("" if events else render.digest_line(final, str(typed.get("volume", ""))))
+    digest = "" if events else render.digest_line(final, typed)
+    if job.has_stdout and digest:
+        streams.note(digest.rstrip("\n"))
+    else:
+        streams.result(digest)
     streams.result("" if events or info else expected_lines(final.result, _as_typed(job, final, typed)))
     streams.result(info_page(final, log, kept=not no_daemon) if info else "")
     number = attached.fatal or late
     if number is not None:
         die_of(number)
-    return exits.code(final)
+    return exits.FAILED if broken else exits.code(final)
 
 
 class Attached:
@@ -105,21 +114,26 @@ class Attached:
         events: streams.Events | None,
         *,
         tied: bool,
+        dry_run: bool,
     ) -> None:
-        """`tied`: the job dies with this command, unless it is detached."""
+        """`tied`: the job dies with this command, unless it is detached. `dry_run`: it reads and writes nothing."""
         self.fatal: int | None = None
+        self.piped: Piped | None = None
         self.abort_effect: str | None = None
         self._owner, self._inbox, self._shown, self._events = owner, inbox, shown, events
-        self._tied = tied
+        self._tied, self._dry_run = tied, dry_run
         self._fatal_at: float | None = None
         self._unread: list[int] = []
         self._stopping = False
         self._hung_up = False
         self._json_due = 0.0
 
-    def start(self, start: Callable[[], Job]) -> None:
+    def start(self, job: JobType, start: Callable[[], Job]) -> None:
         """Begin with the job that `start` gives. Raises JobvisorError, Detached."""
         self.job = self._ask(start)
+        if (job.has_stdin or job.has_stdout) and not self._dry_run:
+            self.piped = Piped(job, self._inbox.nudge, lambda: self.fatal is not None or self._hung_up)
+            self.piped.start(self.job)
         self._stream = self._owner.events(since=0, job=self.job.id)
         self._stream.on_news = self._inbox.nudge
         self._info = self._ask(self.job.info)
@@ -128,7 +142,7 @@ class Attached:
         """The job's final info. Raises Detached."""
         while True:
             self._take_events()
-            if self._info.final:
+            if self._info.final and (self.piped is None or self.piped.idle or self.fatal):
                 return self._info
             if self._stopping and _at_rest(self._info):
                 self._stopping = False
@@ -175,7 +189,8 @@ class Attached:
         while (event := self._stream.poll()) is not None:
             self._info = event.job
             self.abort_effect = event.job.abort_effect or self.abort_effect
-            self._shown.show(event.job)
+            if event.job.reason not in (NO_SENDER, NO_READER):  # as we are there, that is over at once
+                self._shown.show(event.job)
             if self._events is not None:
                 now = time.monotonic()
                 if event.event == "progress" and now < self._json_due:
@@ -265,5 +280,6 @@ def _as_typed(job: JobType, info: JobInfo, typed: Mapping[str, Any]) -> dict[str
 
 def _label(job: JobType, typed: Mapping[str, Any]) -> str:
     """What fits beside a bar: "clone vm1.qcow2"."""
-    names = [str(typed[field]) for field in job.resources() if typed.get(field)]
+    named = ((str(typed[field]), each) for field, each in job.resources().items() if typed.get(field))
+    names = [name for name, resource in named if not resource.is_pipe(name)]
     return " ".join([job.name(), *(os.path.basename(name) or name for name in names[-1:])])

@@ -8,19 +8,35 @@ from typing import TYPE_CHECKING, Any
 from jobvisor.states import State
 from jobvisor_cli.sizes import show_size, show_time
 from jobvisor_cli.table import share
+from jobvisor_workers.jobtype import WRITE
 
 if TYPE_CHECKING:
     from jobvisor.info import JobInfo
-    from jobvisor_workers.jobtype import JobType
+    from jobvisor_workers.jobtype import JobType, Resource
+
+#: Of which argument a job's digest is.
+DIGEST_OF = {"checksum": "volume", "download": "target", "upload": "source"}
 
 
 def subject(job_type: type[JobType], typed: Mapping[str, Any]) -> str:
     """The type and its volumes, as they were typed: "clone of a.raw to b.raw", "compare of a.raw and b.raw"."""
-    named = [(str(typed[field]), resource.new) for field, resource in job_type.resources().items() if typed.get(field)]
-    there = [name for name, new in named if not new]
-    made = [name for name, new in named if new]
+    resources = job_type.resources()
+    moves = any(resource.piped for resource in resources.values())
+    named = [
+        (_named(resource, str(typed[field])), resource.new or (moves and resource.access is WRITE))
+        for field, resource in resources.items()
+        if typed.get(field)
+    ]
+    there = [name for name, written in named if not written]
+    made = [name for name, written in named if written]
     whole = f"{job_type.name()} of {' and '.join(there or made)}"
     return f"{whole} to {' and '.join(made)}" if there and made else whole
+
+
+def _named(resource: Resource, name: str) -> str:
+    if not resource.is_pipe(name):
+        return name
+    return "standard output" if resource.new else "standard input"
 
 
 def state_line(what: str, info: JobInfo) -> str:
@@ -64,10 +80,14 @@ def ending(what: str, info: JobInfo, abort_effect: str | None) -> str:
     return f"{what} completed in {show_time(seconds)}{measured}"
 
 
-def digest_line(info: JobInfo, path: str) -> str:
-    """What sha256sum would print, which `sha256sum -c` reads again; empty for jobs without a digest."""
-    digest = (info.result or {}).get("digest")
-    if info.type != "checksum" or not isinstance(digest, str):
+def digest_line(info: JobInfo, typed: Mapping[str, Any]) -> str:
+    """What sha256sum would print, which `sha256sum -c` reads again; empty for jobs without a digest.
+
+    `typed`: the arguments as the user wrote them.
+    """
+    digest, field = (info.result or {}).get("digest"), DIGEST_OF.get(info.type)
+    if field is None or not isinstance(digest, str):
         return ""
+    path = str(typed.get(field, ""))
     escaped = path.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     return f"{'' if escaped == path else chr(92)}{digest}  {escaped}\n"

@@ -12,7 +12,7 @@ from typing import IO
 from jobvisor import streams
 from jobvisor.core import Core
 from jobvisor.errors import UsageError, WrongState
-from jobvisor_workers.pipes import INPUT, OUTPUT, PIECE
+from jobvisor_workers.pipes import CAPACITY, INPUT, OUTPUT, PIECE
 
 #: Milliseconds between two looks: whether the job reads by now, and whether it is over.
 OPENED, OVER = 10, 100
@@ -56,7 +56,7 @@ def receive(core: Core, id: int, file: IO[bytes], leave: threading.Event) -> int
                     if over:  # it never wrote
                         break
                     continue
-                piece = os.read(fd, PIECE)
+                piece = os.read(fd, CAPACITY)
                 if not piece:
                     break
                 file.write(piece)

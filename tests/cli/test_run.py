@@ -243,7 +243,7 @@ def test_a_digest_line_of_an_odd_name_is_escaped_as_sha256sum_does(tmp_path: Pat
     info = JobInfo(
         id=1, type="checksum", state=State.COMPLETED, created=0, result={"digest": hashlib.sha256(b"").hexdigest()}
     )
-    assert render.digest_line(info, str(name)) == expected
+    assert render.digest_line(info, {"volume": name}) == expected
 
 
 @both_ways

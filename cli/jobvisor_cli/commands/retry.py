@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from jobvisor.errors import UsageError
 from jobvisor_cli import reach, streams
 from jobvisor_cli.command import Command, as_json, ids
 from jobvisor_cli.ids import chosen, each
+from jobvisor_workers import registry
 
 if TYPE_CHECKING:
+    from jobvisor.info import JobInfo
     from jobvisor.job import Job
 
 
@@ -21,6 +24,7 @@ def command(ids: tuple[int | str, ...], as_json: bool) -> int:
     """Start failed or aborted jobs again, as new ones, and print the new ids."""
 
     def retry(job: Job) -> None:
+        _check_pipes(job.info())
         again = job.retry()
         if as_json:
             streams.json_line(again.info().to_dict())
@@ -29,3 +33,14 @@ def command(ids: tuple[int | str, ...], as_json: bool) -> int:
 
     with reach.client() as client:
         return each(client, chosen(client, ids), retry)
+
+
+def _check_pipes(info: JobInfo) -> None:
+    """Raises UsageError for a job whose data came, or went, through a pipe."""
+    try:
+        job = registry.convert(info.type, info.args)
+    except Exception:  # of another package, which is not installed here, or not as it was: the daemon knows better
+        return
+    if job.has_stdin or job.has_stdout:
+        which = "input" if job.has_stdin else "output"
+        raise UsageError(f"cannot retry job {info.id}: its standard {which} is gone; use jobvisor run again")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from jobvisor_cli import options
+from jobvisor_cli import options, piped
 from jobvisor_cli.type_group import TypeGroup
 from jobvisor_workers.jobtype import JobType
 
@@ -14,6 +14,8 @@ from jobvisor_workers.jobtype import JobType
 def _run(job: JobType, typed: dict[str, Any], **values: Any) -> int:
     if values.get("json") and values.get("info"):
         raise click.UsageError("--info says nothing more with --json: the last event has the job's info")
+    if not values.get("dry_run"):
+        piped.check(job, json=bool(values.get("json")), info=bool(values.get("info")))
     from jobvisor_cli.attached import attach
 
     return attach(job, typed, **values)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import click
+
 from jobvisor_cli import exits, options, reach, streams
 from jobvisor_cli.table import named
 from jobvisor_cli.type_group import TypeGroup
@@ -11,6 +13,9 @@ from jobvisor_workers.jobtype import JobType
 
 
 def _start(job: JobType, _typed: dict[str, Any], *, json: bool = False, no_wait: bool = False, **values: Any) -> int:
+    if (job.has_stdin or job.has_stdout) and not values.get("dry_run"):
+        what = "send its standard input" if job.has_stdin else "take its standard output"
+        raise click.UsageError(f"start {job.name()}: nobody would {what}; use jobvisor run, or the API")
     with reach.client() as client:
         started = client.start(job, **values)
         info = started.info() if no_wait else started.wait(until="checked")
