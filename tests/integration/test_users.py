@@ -230,3 +230,18 @@ def test_nothing_of_the_state_is_open_to_anybody_else(place: Path, job: str) -> 
     assert stat.S_IMODE((place / "home").stat().st_mode) == 0o700
     assert stat.S_IMODE((place / "run").stat().st_mode) == 0o750
     assert stat.S_IMODE((place / "run" / "api.sock").stat().st_mode) == 0o660
+
+
+def test_a_secret_is_read_by_whom_the_job_is_for(api: Path, place: Path) -> None:
+    made = {"type": "create", "target": str(place / "own" / "new"), "capacity": 1 << 20, "encrypt": "luks"}
+    errors = []
+    for owner in (OWN, ROOT):
+        secret = place / f"secret of {owner.name}"
+        secret.write_text("sesame")
+        secret.chmod(0o600)
+        os.chown(secret, owner.uid, owner.uid)
+        body = {"job": made | {"secret_file": str(secret)}, "dry_run": True}
+        status, info = OWN.ask(api, "POST", "/v1/jobs", body)
+        assert status == 201, info
+        errors.append(OWN.ask(api, "GET", f"/v1/jobs/{info['id']}/wait")[1]["errmsg"])
+    assert errors == [None, f"cannot open {secret} for reading: Permission denied"]

@@ -93,7 +93,8 @@ def pool(description: str, access: Access) -> Meta:
     """A field that names a pool of libvirt's."""
     return Meta(
         description=description,
-        pattern=r"^pool://[^\x00]+$",
+        min_length=1,
+        pattern=r"^[^\x00]+$",
         extra={"resource": Resource("pool", access)},
     )
 
