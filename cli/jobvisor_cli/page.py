@@ -11,6 +11,7 @@ from jobvisor.states import Cause
 from jobvisor_cli.expected import expected_lines
 from jobvisor_cli.sizes import scaled
 from jobvisor_cli.streams import printable
+from jobvisor_cli.table import waits
 
 if TYPE_CHECKING:
     from jobvisor.info import JobInfo
@@ -77,7 +78,7 @@ def _virsh_rows(info: JobInfo) -> Iterator[tuple[str, str]]:
 def _own_rows(info: JobInfo) -> Iterator[tuple[str, str]]:
     yield "Id", str(info.id)
     yield "State", str(info.state)
-    yield "Reason", "" if info.final else info.reason or ""
+    yield "Reason", "" if info.final else waits(info)
     yield "Phase", info.phase or ""
     yield "Cause", str(info.cause or "")
     for name, value in info.args.items():

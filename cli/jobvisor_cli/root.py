@@ -34,6 +34,8 @@ SECTIONS = {
         "complete": "Tell jobs that are ready to finish.",
         "retry": "Start failed or aborted jobs again, as new ones.",
         "forget": "Remove all that is known of ended jobs.",
+        "hold": "Let no new job start for a while, or show what is held.",
+        "release": "Undo a hold.",
         "current": "Show or choose the job that commands without an id are about.",
     },
     "About jobvisor": {
@@ -48,8 +50,8 @@ COMMANDS = {name: line for section in SECTIONS.values() for name, line in sectio
 ELSEWHERE = {
     ("abort",): {"cancel", "kill", "domjobabort"},
     ("abort", "suspend"): {"stop"},
-    ("suspend",): {"pause", "hold"},
-    ("resume",): {"continue", "unpause", "release", "bg"},
+    ("suspend",): {"pause"},
+    ("resume",): {"continue", "unpause", "bg"},
     ("list",): {"ls", "ps", "jobs"},
     ("info", "list"): {"status"},
     ("info",): {"show", "domjobinfo", "blockjob"},

@@ -86,10 +86,22 @@ def remark(info: JobInfo) -> str:
         who = f"VM {holder.vm}" if holder.vm else f"job {holder.job}" if holder.kind == "job" else str(holder)
         return f"held by {who}"
     if info.state in (State.WAITING, State.QUEUED) and info.reason:
-        return info.reason
+        return waits(info)
     if info.state is State.SUSPENDED and info.suspended_by == "outsider":
         return "by somebody else"
     return str(info.cause or "")
+
+
+def waits(info: JobInfo) -> str:
+    """What it waits for, and where it stands: only behind others that is worth a word."""
+    place = info.place or 1
+    return f"{info.reason}; {ordinal(place)} in line" if place > 1 else info.reason or ""
+
+
+def ordinal(number: int) -> str:
+    """2nd, 3rd, 11th."""
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
 
 
 def columns_of(text: str) -> int:

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
         Unreachable,
         UsageError,
         WaitTimeout,
+        WrongHold,
         WrongState,
     )
+    from jobvisor.hold import Hold
     from jobvisor.info import DaemonInfo, EndedBy, JobInfo, Parameter
     from jobvisor.job import Job
     from jobvisor.schedule import Mask
@@ -34,9 +36,10 @@ _MODULES = {
     "client": "Client",
     "errors": (
         "Busy HomeInUse HomeUnusable JobAborted JobFailed JobvisorError JournalError KeyReused NoSuchJob NotPermitted "
-        "Unreachable UsageError WaitTimeout WrongState"
+        "Unreachable UsageError WaitTimeout WrongHold WrongState"
     ),
     "stream": "Event EventStream",
+    "hold": "Hold",
     "info": "DaemonInfo EndedBy JobInfo Parameter",
     "job": "Job",
     "schedule": "Mask",
@@ -53,6 +56,7 @@ __all__ = [
     "EndedBy",
     "Event",
     "EventStream",
+    "Hold",
     "HomeInUse",
     "HomeUnusable",
     "Job",
@@ -72,6 +76,7 @@ __all__ = [
     "UsageError",
     "Verb",
     "WaitTimeout",
+    "WrongHold",
     "WrongState",
 ]
 

@@ -15,6 +15,8 @@ from jobvisor_workers.protocol import OnConflict
 from jobvisor_workers.resources import uri
 
 ON_CONFLICT: tuple[str, ...] = get_args(OnConflict)
+#: Characters of a hold's reason.
+REASON_MAX = 200
 IONICE = ("idle", "best-effort")
 
 
@@ -91,6 +93,13 @@ def goal_of(until: State | str | None) -> Goal | None:
         return None if until is None else goal(until)
     except ValueError as error:
         raise UsageError(f"{error}; what can be waited for is {', '.join(State)}, checked")
+
+
+def checked_reason(reason: str) -> str:
+    """What others are told: one line. Raises UsageError."""
+    if not isinstance(reason, str) or not reason.strip() or len(reason) > REASON_MAX or not reason.isprintable():
+        raise UsageError(f"a reason is one line of 1 to {REASON_MAX} printable characters, not {reason!r}")
+    return reason.strip()
 
 
 def checked_offset(offset: int) -> int:

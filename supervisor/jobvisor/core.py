@@ -14,17 +14,18 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from jobvisor import closing, entering, listing, once, startup, store, verbs
+from jobvisor import closing, entering, holding, listing, once, startup, store, verbs
 from jobvisor.asking import Options, checked_id, connect_of, states_of
 from jobvisor.engine import Engine
 from jobvisor.errors import NoSuchJob, NotPermitted, UsageError, WrongState
 from jobvisor.events import LocalStream
 from jobvisor.feed import Feed
+from jobvisor.hold import Hold
 from jobvisor.home import Home
 from jobvisor.info import JobInfo
 from jobvisor.journal import Journal
-from jobvisor.record import Waiter
-from jobvisor.request import absolute, build, key_of_name
+from jobvisor.record import Waiter, user_name
+from jobvisor.request import absolute, build, key_of_name, known_type
 from jobvisor.schedule import Mask
 from jobvisor.states import FINAL, Goal, State, Verb, is_met
 from jobvisor.stream import Event
@@ -208,6 +209,24 @@ class Core:
 
     def zygotes(self) -> Future[list[int]]:
         return self._submit(lambda: self._engine.pool.zygote_pids())
+
+    def hold(self, reason: str, *, type: str | None = None, all_users: bool = False) -> Future[Hold]:
+        """Blocks for as long as it takes to load the job types. Raises WrongHold, NotPermitted, UsageError."""
+        self._owner(all_users)
+        if type is not None:
+            known_type(type)
+        uid = self.uid
+        return self._submit(lambda: holding.hold(self._engine, user_name(uid), uid, reason, type, all_users))
+
+    def release(self, *, type: str | None = None, all_users: bool = False) -> Future[None]:
+        """Raises WrongHold, NotPermitted."""
+        self._owner(all_users)
+        uid = self.uid
+        return self._submit(lambda: holding.release(self._engine, user_name(uid), uid, type, all_users))
+
+    def holds(self) -> Future[list[Hold]]:
+        """Those that are about the jobs of who asks."""
+        return self._submit(lambda: holding.visible(self._engine, self._whose))
 
     def mask(self, resource: str, connect: str | None = None) -> Future[Mask]:
         """Raises UsageError when there can be no such resource, NotPermitted when it is not theirs to open who asks."""

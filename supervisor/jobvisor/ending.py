@@ -87,7 +87,7 @@ def void(
     """End a job that no worker has; by default it was aborted. A late worker is kept from claiming it first."""
     base, directory = record.info(), engine.home.job(record.id)
     final = msgspec.structs.replace(
-        base, state=state, cause=cause, errmsg=errmsg, ended=time.time(), reason=None, pid=None
+        base, state=state, cause=cause, errmsg=errmsg, ended=time.time(), reason=None, place=None, pid=None
     )
 
     def work(db: sqlite3.Connection) -> Outcome:

@@ -10,18 +10,23 @@ import os
 import time
 from concurrent.futures import Future
 
-from jobvisor import store
+import msgspec
+
+from jobvisor import holding, store
 from jobvisor.backlog import Backlog
 from jobvisor.errands import Errands
 from jobvisor.errors import Unreachable
 from jobvisor.events import Hub
+from jobvisor.hold import Hold
 from jobvisor.home import Home, boot_id
 from jobvisor.info import JobInfo
 from jobvisor.journal import Journal
 from jobvisor.pool import Pool
 from jobvisor.pump import Pump
+from jobvisor.reasons import explain
 from jobvisor.record import Notes, Record, Waiter, user_name
 from jobvisor.schedule import Schedule
+from jobvisor.states import State
 from jobvisor_workers.jobtype import Access
 from jobvisor_workers.protocol import Holder, Request, encode
 
@@ -44,6 +49,8 @@ class Engine:
         self.records: dict[int, Record] = {}
         self.recent: dict[int, JobInfo] = {}
         self.current: dict[int, int] = {}
+        #: Scope → hold.
+        self.holds: dict[tuple[int, str], Hold] = {}
         #: Starts with a key that are being accepted: (uid, key) → digest of the request, and the answer to come.
         self.accepting: dict[tuple[int, str], tuple[bytes, Future[JobInfo]]] = {}
         self._closed = False
@@ -59,16 +66,32 @@ class Engine:
         record = Record(request, notes, os.path.join(self.home.job(request.id), "log"))
         self.records[record.id] = record
         self.schedule.enter(record.id, needs_of(notes))
+        self.settle(record)
         return record
+
+    def settle(self, record: Record) -> None:
+        """A queued job that is not to start for its own sake, or by somebody's word, is in nobody's way."""
+        if holding.over(self, record):
+            self.schedule.step_aside(record.id)
+        else:
+            self.schedule.step_in(record.id)
 
     def info(self, id: int) -> JobInfo | Future[JobInfo]:
         """Raises NoSuchJob."""
         self.check_open()
         if id in self.records:
-            return self.records[id].info()
+            return self.info_of(self.records[id])
         if id in self.recent:
             return self.recent[id]
         return self.journal.post(lambda db: store.info(db, id))
+
+    def info_of(self, record: Record) -> JobInfo:
+        """With the reason why it is queued, as it is now."""
+        info = record.info()
+        if record.state is not State.QUEUED:
+            return info
+        reason, place = explain(self, record)
+        return msgspec.structs.replace(info, reason=reason, place=place)
 
     def owner(self, id: int) -> int | None:
         """Whose job it is; None when only the journal knows."""

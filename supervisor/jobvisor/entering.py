@@ -13,6 +13,7 @@ from jobvisor.engine import Engine, needs_of
 from jobvisor.errors import Busy
 from jobvisor.info import JobInfo
 from jobvisor.once import Once
+from jobvisor.reasons import explain, path_of
 from jobvisor.record import Notes, Record
 from jobvisor.request import declared, key_of_name, resolve
 from jobvisor.states import Cause, State
@@ -87,19 +88,30 @@ def run_queue(engine: Engine) -> None:
     """Start what may start, and tell the others what they wait for."""
     if engine.closed:
         return
-    for job in engine.schedule.startable():
+    while (job := engine.schedule.next()) is not None:
         record = engine.records[job]
-        if record.reason and engine.schedule.needs(job):
+        if record.waited and engine.schedule.needs(job):
             engine.schedule.hold(job)
             _resolve_again(engine, record)
         else:
             engine.schedule.begin(job)
-            record.reason = None
+            record.reason = record.place = None
             record.move(State.STARTING)
             engine.announce(record)
             spawn(engine, record)
-    for job in engine.schedule.queued():
+    for job in engine.schedule.moved():
         _explain(engine, engine.records[job])
+
+
+def settle(engine: Engine) -> None:
+    """What may start at all has changed."""
+    queued = [engine.records[job] for job in engine.schedule.queued()]
+    for record in queued:
+        engine.settle(record)
+    run_queue(engine)
+    for record in queued:
+        if record.state is State.QUEUED:
+            _explain(engine, record)
 
 
 def spawn(engine: Engine, record: Record) -> None:
@@ -125,17 +137,16 @@ def _refuse_conflict(engine: Engine, notes: Notes) -> None:
     blocked = engine.schedule.in_the_way(needs_of(notes))
     if blocked:
         key, other = blocked
-        raise Busy(_path(notes, key), engine.holder(other, notes.owner_uid))
+        raise Busy(path_of(notes, key), engine.holder(other, notes.owner_uid))
 
 
 def _explain(engine: Engine, record: Record) -> None:
-    reason = "held" if record.notes.held else None
-    blocked = engine.schedule.in_the_way(engine.schedule.needs(record.id), record.id)
-    if blocked:
-        reason = f"{_path(record.notes, blocked[0])} is in use by job {blocked[1]}"
-    if reason is not None and reason != record.reason:
-        record.reason = reason
-        engine.announce(record)
+    reason, place = explain(engine, record)
+    if reason is not None:
+        record.waited = True
+        if reason != record.reason:
+            record.reason, record.place = reason, place
+            engine.announce(record)
 
 
 def _resolve_again(engine: Engine, record: Record) -> None:
@@ -145,7 +156,7 @@ def _resolve_again(engine: Engine, record: Record) -> None:
     def done(looked: Future[Keys]) -> None:
         if record.state is not State.QUEUED or engine.closed:
             return
-        record.reason = None
+        record.waited = False
         if looked.exception() is None:  # whatever is wrong now, the worker says it with the rights it has
             record.notes.keys = looked.result()
             record.request = with_keys(record.request, record.notes.keys)
@@ -177,7 +188,3 @@ def _look(engine: Engine, request: Request, requester: Requester) -> Future[Keys
 
     paths = [each for each in volumes if not names[each.path]]
     return engine.pump.then(engine.errands.look(requester, paths), keys)
-
-
-def _path(notes: Notes, key: str) -> str:
-    return next(path for path, (known, _) in notes.keys.items() if known == key)

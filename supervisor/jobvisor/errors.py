@@ -9,6 +9,7 @@ JobvisorError
 ├── NotPermitted       5  somebody else's job or home              (also PermissionError)
 ├── Busy               6  the resource is in use                   .resource .holder
 ├── WrongState         7  the verb does not fit the job's state    .id .state .verb .allowed
+├── WrongHold          7  it is held already, or not held         .hold
 ├── WaitTimeout        8  the wait was over before the job         .id .timeout  (also TimeoutError)
 ├── Unreachable        9  no supervisor answers                    (also ConnectionError)
 ├── HomeInUse          1  another supervisor has this home         .home .pid .command
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from jobvisor.hold import Hold
     from jobvisor.info import JobInfo
     from jobvisor_workers.protocol import Holder
 
@@ -114,6 +116,17 @@ class WrongState(JobvisorError):
         self.id, self.state, self.verb, self.allowed = id, str(state), str(verb), sorted(map(str, allowed))
         possible = f"it allows {', '.join(self.allowed)}" if self.allowed else "nothing can be done to it any more"
         super().__init__(f"cannot {verb} job {id}: it is {state}; {possible}")
+
+
+class WrongHold(JobvisorError):
+    """What is to be held is held already, by `hold`; or there is no such hold to release."""
+
+    exit_code = 7
+    code = "wrong-hold"
+
+    def __init__(self, message: str, hold: Hold | None = None) -> None:
+        self.hold = hold
+        super().__init__(message)
 
 
 class WaitTimeout(JobvisorError, TimeoutError):

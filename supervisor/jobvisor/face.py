@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
 
+    from jobvisor.hold import Hold
     from jobvisor.info import JobInfo
     from jobvisor.schedule import Mask
     from jobvisor.source import Asked, Source
@@ -107,6 +108,21 @@ class Face(ABC):
     def mask(self, resource: str, *, connect: str | None = None) -> Mask:
         """Which job types may start on a resource now, who has it, who waits. `connect`: as in start."""
         return self._answer(self._source.mask(resource, connect))
+
+    def hold(self, reason: str, *, type: str | None = None, all_users: bool = False) -> Hold:
+        """From now on none of your jobs starts, or none of that type, or of everybody's, until it is released.
+
+        What has a worker goes on. Who waits is told the reason. Raises WrongHold, UsageError, NotPermitted.
+        """
+        return self._answer(self._source.hold(reason, type=type, all_users=all_users))
+
+    def release(self, *, type: str | None = None, all_users: bool = False) -> None:
+        """Undo the hold that was made with the same words. Raises WrongHold, NotPermitted."""
+        self._answer(self._source.release(type=type, all_users=all_users))
+
+    def holds(self) -> list[Hold]:
+        """What keeps your jobs from starting, the oldest first; root is told of everybody's."""
+        return self._answer(self._source.holds())
 
     @abstractmethod
     def events(self, *, since: int | None = None, job: int | None = None, all_users: bool = False) -> EventStream:

@@ -58,13 +58,17 @@ class Progress(Struct, frozen=True, omit_defaults=True):
 
 
 class JobInfo(Struct, frozen=True, kw_only=True):
-    """A job at one moment. Sizes in bytes, time_* in ms, created, started and ended in seconds since the epoch."""
+    """A job at one moment. Sizes in bytes, time_* in ms, created, started and ended in seconds since the epoch.
+
+    `place`: of a queued job, its number in the line for what `reason` names; it is told when it is asked for.
+    """
 
     id: int
     type: str
     state: State
     cause: Cause | None = None
     reason: str | None = None
+    place: int | None = None
     holder: Holder | None = None
     phase: str | None = None
     args: dict[str, Any] = {}

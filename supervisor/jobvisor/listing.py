@@ -36,7 +36,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
 
 def jobs(engine: Engine, wanted: Wanted) -> Future[list[JobInfo]]:
     """Live jobs from memory, ended ones from the journal; newest first."""
-    live = [info for info in (record.info() for record in engine.records.values()) if wanted.covers(info)]
+    live = [info for info in map(engine.info_of, engine.records.values()) if wanted.covers(info)]
     known = {info.id for info in live}
     query: dict[str, Any] = {name: getattr(wanted, name) for name in ("type", "resource", "owner", "since", "limit")}
 

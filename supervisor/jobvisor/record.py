@@ -48,6 +48,10 @@ class Record:
         self.pid: int | None = None
         self.cause: Cause | None = None
         self.reason: str | None = None
+        #: In the line for what it waits for.
+        self.place: int | None = None
+        #: It did not start at once, so its paths may name other files when it does.
+        self.waited = False
         self.errmsg: str | None = None
         self.started: float | None = None
         self.ended: float | None = None
@@ -113,6 +117,7 @@ class Record:
             state=state,
             cause=self.cause,
             reason=self.reason or report.reason,
+            place=self.place if state is State.QUEUED else None,
             holder=report.holder if state in (State.WAITING, State.FAILED, State.SUSPENDED) else None,
             phase=progress.phase,
             args=self.request.args,

@@ -151,6 +151,7 @@ def conclude(
     commit = settle(life) if result is None or result.outcome != "completed" else None
     changes: dict[str, Any] = {"ended": exit_.ended if exit_ else _newest(directory), "pid": None, "reason": None}
     changes |= {"holder": None, "abort_effect": None, "time_remaining": None, "suspended_by": None}
+    changes["place"] = None
     claim = claim_of(life)
     if exit_ and claim and exit_.pid == claim.pid:
         changes |= {"exit_status": exit_.status, "signal": exit_.signal, "rusage": exit_.rusage}

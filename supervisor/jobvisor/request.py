@@ -45,10 +45,7 @@ def build(
         fields = {key: value for key, value in msgspec.to_builtins(job).items() if key != "type"}
     else:
         name, fields = job, dict(args)
-    try:
-        job_type = registry.get(name)
-    except registry.UnknownType as error:
-        raise UsageError(str(error))
+    job_type = known_type(name)
     check_options(name, options)
     for field, resource in job_type.resources().items():
         value = fields.get(field)
@@ -93,6 +90,14 @@ def build(
         if fields.get(field) and not resource.is_pipe(fields[field])
     ]
     return request, Notes(boot=boot_id(), owner_uid=uid, keys=keys, resources=paths)
+
+
+def known_type(name: str) -> type[JobType]:
+    """Raises UsageError."""
+    try:
+        return registry.get(name)
+    except registry.UnknownType as error:
+        raise UsageError(str(error))
 
 
 def named(requester: Requester) -> Requester:

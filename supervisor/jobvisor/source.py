@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from jobvisor.hold import Hold
     from jobvisor.info import JobInfo
     from jobvisor.remote.calls import Call
     from jobvisor.schedule import Mask
@@ -45,5 +46,11 @@ class Source(Protocol):
     def set_current(self, id: int) -> Asked[None]: ...
 
     def pids(self) -> Asked[dict[int, int]]: ...
+
+    def hold(self, reason: str, *, type: str | None, all_users: bool) -> Asked[Hold]: ...
+
+    def release(self, *, type: str | None, all_users: bool) -> Asked[None]: ...
+
+    def holds(self) -> Asked[list[Hold]]: ...
 
     def mask(self, resource: str, connect: str | None) -> Asked[Mask]: ...

@@ -71,6 +71,7 @@ def _read(db: sqlite3.Connection, engine: Engine) -> list[tuple[Request, Notes]]
     for info in store.untold_ends(db):
         store.log_event(db, engine.hub.state(info))
     engine.current = store.currents(db)
+    engine.holds = {hold.scope: hold for hold in store.holds(db)}
     stale = {*store.surplus(db, JOBS_KEPT), *store.ended_before(db, time.time() - DAYS_KEPT * 86400)}
     for job in stale:
         store.forget(db, job)

@@ -10,12 +10,14 @@ from typing import Any
 import msgspec
 
 from jobvisor.errors import NoSuchJob
+from jobvisor.hold import Hold
 from jobvisor.info import JobInfo, decode_info, encode_info
 from jobvisor.record import Notes
 from jobvisor.stream import Event
 from jobvisor_workers.protocol import Request, decode_request, encode
 
 decode_notes = msgspec.json.Decoder(Notes).decode
+decode_hold = msgspec.json.Decoder(Hold).decode
 decode_event = msgspec.json.Decoder(Event).decode
 #: Events kept for those who come late; their jobs' final infos stay longer.
 EVENTS_KEPT = 20_000
@@ -62,6 +64,18 @@ def owner(db: sqlite3.Connection, job: int) -> int:
     if row is None:
         raise NoSuchJob(job)
     return int(row[0])
+
+
+def hold(db: sqlite3.Connection, hold: Hold) -> None:
+    db.execute("INSERT INTO holds(owner, type, content) VALUES (?,?,?)", (*hold.scope, encode(hold)))
+
+
+def release(db: sqlite3.Connection, scope: tuple[int, str]) -> None:
+    db.execute("DELETE FROM holds WHERE owner=? AND type=?", scope)
+
+
+def holds(db: sqlite3.Connection) -> list[Hold]:
+    return [decode_hold(row[0]) for row in db.execute("SELECT content FROM holds")]
 
 
 def note(db: sqlite3.Connection, job: int, notes: bytes) -> None:

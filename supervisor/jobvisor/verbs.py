@@ -20,6 +20,7 @@ from jobvisor.engine import Engine
 from jobvisor.errors import UsageError, WrongState
 from jobvisor.info import JobInfo
 from jobvisor.once import Once
+from jobvisor.reasons import HELD, explain
 from jobvisor.record import Notes, Record, Waiter
 from jobvisor.states import ALLOWED, State, Verb
 from jobvisor_workers import registry
@@ -42,7 +43,7 @@ def _suspend(engine: Engine, record: Record, wait: bool) -> Future[JobInfo]:
         raise UsageError(f"cannot suspend job {id}: another program does its work, and cannot be told to stop")
     if record.state is State.QUEUED:
         record.notes.held = True
-        record.reason = "held"
+        record.reason, record.place, record.waited = HELD, None, True
         engine.schedule.hold(id)
         engine.note(record)
         engine.announce(record)
@@ -59,7 +60,7 @@ def resume(engine: Engine, id: int, wait: bool) -> Future[JobInfo]:
 def _resume(engine: Engine, record: Record, wait: bool) -> Future[JobInfo]:
     if record.state is State.QUEUED:
         record.notes.held = False
-        record.reason = None
+        record.reason, record.place = explain(engine, record)
         engine.schedule.release(record.id)
         engine.note(record)
         engine.announce(record)

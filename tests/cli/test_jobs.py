@@ -515,3 +515,20 @@ def test_a_program_that_serves_its_own_supervisor_is_not_stopped(cli: Cli) -> No
         assert host.poll() is None
         host.stdin.close()
         assert host.wait(30) == 0
+
+
+def test_a_hold_outlives_a_killed_daemon(jobs: Cli) -> None:
+    assert said(jobs, "hold") == (0, "", "nothing is held\n")
+    assert jobs.run("hold", "--type", "pace").returncode == 2
+    code, out, err = said(jobs, "hold", "--type", "pace", "--reason", "the array is rebuilt")
+    assert (code, out) == (0, "")
+    assert err.endswith("'s pace jobs are held; jobvisor release --type pace lets them start\n")
+    job = start(jobs)
+    os.kill(json.loads(jobs.run("daemon", "--status", "--json").stdout)["pid"], signal.SIGKILL)
+    assert "the array is rebuilt" in jobs.run("list").stdout
+    assert jobs.run("hold").stdout.endswith(": the array is rebuilt\n")
+    code, out, err = said(jobs, "hold", "--type", "pace", "--reason", "again")
+    assert (code, out) == (7, "")
+    assert "holds them already (the array is rebuilt)" in err
+    assert said(jobs, "release", "--type", "pace") == (0, "", "released\n")
+    assert jobs.run("wait", job, "--for", "running").returncode == 0

@@ -16,7 +16,10 @@ from support.transcript import SIZES, VARIES, blocks_of
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Those that show something to run; the sessions of a page are at one terminal.
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("api", "job-types", "library", "embedding", "locks", "testing"))]
+PAGES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("api", "job-types", "library", "embedding", "locks", "queue", "testing")),
+]
 
 
 def test_the_page_of_states_is_up_to_date() -> None:

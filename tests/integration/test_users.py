@@ -90,6 +90,10 @@ MATRIX = {
     ("GET", "/v1/events?all_users=true&progress=0"): (403, 403, None),
     ("GET", "/v1/pids"): (200, 200, 200),
     ("GET", "/v1/mask?resource=IMAGE"): (200, 200, 200),
+    ("GET", "/v1/holds"): (200, 200, 200),
+    ("POST", "/v1/holds"): (400, 400, 400),
+    ("DELETE", "/v1/holds"): (409, 409, 409),
+    ("DELETE", "/v1/holds?all_users=true"): (403, 403, 409),
     ("GET", "/v1/current"): (200, 200, 200),
     ("GET", "/v1/types"): (200, 200, 200),
     ("GET", "/v1/types/clone"): (200, 200, 200),
@@ -112,6 +116,8 @@ def test_who_may_do_what(api: Path, job: str, image: Path, user: User, method: s
     body: Any = {"id": int(job.rpartition("/")[2])} if target == "/v1/current" and method == "PUT" else None
     if target == "/v1/jobs" and method == "POST":
         body = {"job": {}}
+    if target == "/v1/holds" and method == "POST":
+        body = {"reason": ""}
     status, content = user.ask(api, method, target.format(job).replace("IMAGE", str(image)), body)
     assert status == expected, content
     if expected == 404:
@@ -245,3 +251,27 @@ def test_a_secret_is_read_by_whom_the_job_is_for(api: Path, place: Path) -> None
         assert status == 201, info
         errors.append(OWN.ask(api, "GET", f"/v1/jobs/{info['id']}/wait")[1]["errmsg"])
     assert errors == [None, f"cannot open {secret} for reading: Permission denied"]
+
+
+def test_a_user_holds_their_own_jobs_and_root_everybodys(api: Path, place: Path) -> None:
+    assert OWN.ask(api, "POST", "/v1/holds", {"reason": "mine", "all_users": True})[0] == 403
+    assert OWN.ask(api, "POST", "/v1/holds", {"reason": "mine"})[0] == 201
+    gate = place / "held-gate"
+    gate.touch()
+    try:
+        queued = start(api, OWN, type="test-gate", gate=str(gate))
+        other = start(api, OTHER, type="test-gate", gate=str(gate))
+        assert OTHER.ask(api, "GET", f"/v1/jobs/{other['id']}/wait")[1]["state"] == "completed"
+        assert OTHER.ask(api, "GET", "/v1/holds")[1] == {"holds": []}
+        assert ROOT.ask(api, "POST", "/v1/holds", {"reason": "all", "all_users": True})[0] == 201
+        try:
+            assert [each["reason"] for each in OTHER.ask(api, "GET", "/v1/holds")[1]["holds"]] == ["all"]
+            waits = start(api, OTHER, type="test-gate", gate=str(gate))
+            assert OTHER.ask(api, "GET", f"/v1/jobs/{waits['id']}")[1]["reason"] == "held by root: all"
+        finally:
+            assert ROOT.ask(api, "DELETE", "/v1/holds?all_users=true")[0] == 204
+        assert OTHER.ask(api, "GET", f"/v1/jobs/{waits['id']}/wait")[1]["state"] == "completed"
+        assert OWN.ask(api, "GET", f"/v1/jobs/{queued['id']}")[1]["state"] == "queued"
+    finally:
+        assert OWN.ask(api, "DELETE", "/v1/holds")[0] == 204
+    assert OWN.ask(api, "GET", f"/v1/jobs/{queued['id']}/wait")[1]["state"] == "completed"

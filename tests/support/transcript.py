@@ -11,6 +11,8 @@ what stands behind it. In JSON `…` behind a comma or a colon stands for what i
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,6 +34,7 @@ VARIES = [
     (r'"(created|started|ended|time)":\d{10}(\.\d+)?', r'"\1":MOMENT'),
     (r'"(time_elapsed|time_remaining|data_processed|data_remaining|disk_bps)":\d+', r'"\1":FIGURE'),
     (r"\b[0-9a-f]{64}\b", "DIGEST"),
+    (rf"\b(root|{re.escape(pwd.getpwuid(os.getuid()).pw_name)})(?='s |: | holds| for )", "USER"),
 ]
 #: In pages whose figures are from larger images than those of the tests.
 SIZES = (r"\d+(\.\d+)? (B|[KMGT]iB)", "SIZE")

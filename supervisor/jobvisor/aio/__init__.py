@@ -26,8 +26,10 @@ from jobvisor.errors import (
     Unreachable,
     UsageError,
     WaitTimeout,
+    WrongHold,
     WrongState,
 )
+from jobvisor.hold import Hold
 from jobvisor.info import DaemonInfo, EndedBy, JobInfo, Parameter
 from jobvisor.schedule import Mask
 from jobvisor.states import Cause, State, Verb
@@ -41,6 +43,7 @@ __all__ = [
     "EndedBy",
     "Event",
     "EventStream",
+    "Hold",
     "HomeInUse",
     "HomeUnusable",
     "Job",
@@ -60,5 +63,6 @@ __all__ = [
     "UsageError",
     "Verb",
     "WaitTimeout",
+    "WrongHold",
     "WrongState",
 ]

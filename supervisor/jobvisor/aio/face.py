@@ -14,6 +14,7 @@ from jobvisor.aio.documented import documented_by
 from jobvisor.aio.job import Job
 from jobvisor.aio.stream import EventStream
 from jobvisor.asking import Options
+from jobvisor.hold import Hold
 from jobvisor.info import JobInfo
 from jobvisor.schedule import Mask
 from jobvisor.states import Goal, State
@@ -99,6 +100,17 @@ class Face(ABC):
     async def mask(self, resource: str, *, connect: str | None = None) -> Mask:
         # On a thread: it looks at files, which may be on a server that does not answer.
         return await self._answer(await asyncio.to_thread(self._source.mask, resource, connect))
+
+    async def hold(self, reason: str, *, type: str | None = None, all_users: bool = False) -> Hold:
+        # On a thread: it looks for the job type, whose module may have to be loaded.
+        asked = await asyncio.to_thread(self._source.hold, reason, type=type, all_users=all_users)
+        return await self._answer(asked)
+
+    async def release(self, *, type: str | None = None, all_users: bool = False) -> None:
+        await self._answer(self._source.release(type=type, all_users=all_users))
+
+    async def holds(self) -> list[Hold]:
+        return await self._answer(self._source.holds())
 
     @abstractmethod
     def events(self, *, since: int | None = None, job: int | None = None, all_users: bool = False) -> EventStream: ...

@@ -8,6 +8,7 @@ from jobvisor.api import pipes, wire
 from jobvisor.api.call import Endpoint
 from jobvisor.api.context import Context
 from jobvisor.api.routes import Routes
+from jobvisor.hold import Hold
 from jobvisor.info import DaemonInfo, JobInfo
 from jobvisor.schedule import Mask
 from jobvisor.states import Verb
@@ -109,6 +110,26 @@ def endpoints(context: Context) -> list[Endpoint]:
             query=wire.MaskQuery,
             reply=Mask,
             may_block=True,
+        ),
+        Endpoint("GET", "/v1/holds", routes.holds, "What keeps jobs from starting", reply=wire.Holds),
+        Endpoint(
+            "POST",
+            "/v1/holds",
+            routes.hold,
+            "Let nothing new start",
+            body=wire.MakeHold,
+            reply=Hold,
+            status=201,
+            problems=(409, 507),
+        ),
+        Endpoint(
+            "DELETE",
+            "/v1/holds",
+            routes.release,
+            "Undo a hold",
+            query=wire.ReleaseQuery,
+            status=204,
+            problems=(409, 507),
         ),
         Endpoint("GET", "/v1/current", routes.current, "The current job", reply=wire.Current),
         Endpoint(

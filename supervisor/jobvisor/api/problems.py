@@ -21,13 +21,14 @@ STATUS: Mapping[type[errors.JobvisorError], int] = {
     errors.NotPermitted: 403,
     errors.NoSuchJob: 404,
     errors.Busy: 409,
+    errors.WrongHold: 409,
     errors.WrongState: 409,
     errors.JobFailed: 409,
     errors.JobAborted: 409,
     errors.JournalError: 507,
     errors.Unreachable: 503,
 }
-FIELDS = ("id", "state", "verb", "allowed", "resource", "holder", "path", "key")
+FIELDS = ("id", "state", "verb", "allowed", "resource", "holder", "hold", "path", "key")
 
 
 class Refused(Exception):

@@ -157,6 +157,21 @@ class Routes:
         future = await self._context.in_thread(lambda: call.core.mask(query.resource, query.connect))
         return json(await asyncio.wrap_future(future))
 
+    async def holds(self, call: Call) -> Response:
+        return json(wire.Holds(await asyncio.wrap_future(call.core.holds())))
+
+    async def hold(self, call: Call) -> Response:
+        body: wire.MakeHold = call.body
+        made = await self._context.in_thread(
+            lambda: call.core.hold(body.reason, type=body.type, all_users=body.all_users)
+        )
+        return json(await asyncio.wrap_future(made), 201)
+
+    async def release(self, call: Call) -> Response:
+        query: wire.ReleaseQuery = call.query
+        await asyncio.wrap_future(call.core.release(type=query.type, all_users=query.all_users))
+        return Response(status_code=204)
+
     async def current(self, call: Call) -> Response:
         return json(wire.Current(await asyncio.wrap_future(call.core.current())))
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from jobvisor.asking import REASON_MAX
+from jobvisor.hold import Hold
 from jobvisor.info import JobInfo
 from jobvisor.states import State
 from jobvisor_workers.protocol import OnConflict
@@ -129,6 +131,29 @@ class MaskQuery(Strict):
     connect: Uri | None = None
 
 
+class MakeHold(Strict):
+    """Nothing new starts of one's own jobs, of a type, or of everybody's."""
+
+    reason: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=REASON_MAX,
+            description="one line, told to who waits",
+            extra_json_schema={"pattern": r"^[!-~]([ -~]*[!-~])?$"},
+        ),
+    ]
+    type: TypeName | None = None
+    all_users: Annotated[bool, Meta(description="not only one's own jobs; for root")] = False
+
+
+class ReleaseQuery(Strict):
+    """The words of the hold."""
+
+    type: TypeName | None = None
+    all_users: bool = False
+
+
 class Empty(Strict):
     """No query."""
 
@@ -138,6 +163,10 @@ class Empty(Strict):
 
 class Jobs(Struct):
     jobs: list[JobInfo]
+
+
+class Holds(Struct):
+    holds: list[Hold]
 
 
 class Types(Struct):
@@ -171,6 +200,7 @@ class Problem(Struct, kw_only=True, omit_defaults=True):
     allowed: list[str] | None = None
     resource: str | None = None
     holder: dict[str, Any] | None = None
+    hold: dict[str, Any] | None = None
     timeout: float | None = None
     path: str | None = None
     key: str | None = None

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
-from jobvisor.asking import Options, check_options, checked_id, connect_of, states_of, umask
+from jobvisor.asking import Options, check_options, checked_id, checked_reason, connect_of, states_of, umask
 from jobvisor.errors import UsageError
 from jobvisor.info import DaemonInfo, JobInfo, decode_info
 from jobvisor.states import Goal, State, Verb
 from jobvisor_workers.resources import uri
 
 if TYPE_CHECKING:
+    from jobvisor.hold import Hold
     from jobvisor.schedule import Mask
 
 T = TypeVar("T")
@@ -142,6 +143,31 @@ def mask(resource: str, connect: str | None) -> Call[Mask]:
 
     query = {"resource": absolute(resource), "connect": connect_of([resource], connect)}
     return Call("GET", _with("/v1/mask", query), decode)
+
+
+def hold(reason: str, *, type: str | None, all_users: bool) -> Call[Hold]:
+    """Raises UsageError."""
+    body = msgspec.json.encode({"reason": checked_reason(reason), "type": type, "all_users": all_users})
+    return Call("POST", "/v1/holds", _hold, body)
+
+
+def release(*, type: str | None, all_users: bool) -> Call[None]:
+    return Call("DELETE", _with("/v1/holds", {"type": type, "all_users": all_users or None}), _nothing)
+
+
+def holds() -> Call[list[Hold]]:
+    def decode(body: bytes) -> list[Hold]:
+        from jobvisor.hold import Hold
+
+        return msgspec.convert(_member(body, "holds"), list[Hold])
+
+    return Call("GET", "/v1/holds", decode)
+
+
+def _hold(body: bytes) -> Hold:
+    from jobvisor.hold import Hold  # loads what a list of jobs can do without
+
+    return msgspec.json.decode(body, type=Hold)
 
 
 def job_type(name: str) -> Call[dict[str, Any]]:

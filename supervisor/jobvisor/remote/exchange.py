@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from jobvisor.errors import JobvisorError, NoSuchJob, NotPermitted, Unreachable, UsageError, WrongState
+from jobvisor.errors import JobvisorError, NoSuchJob, NotPermitted, Unreachable, UsageError, WrongHold, WrongState
 from jobvisor.remote import calls
 from jobvisor.remote.calls import Call
 from jobvisor.remote.conversation import Conversation, Lost, NotUnderstood
@@ -171,6 +171,10 @@ class Exchange:
                 if not outage.begun or call.verb is None or error.state not in WANTED.get(call.verb, ()):
                     raise
                 call = Call("GET", f"/v1/jobs/{call.job}", call.decode)
+            except WrongHold as error:
+                if not outage.begun or not _was_done(call, error):
+                    raise
+                return call.decode(msgspec.json.encode(error.hold))
 
     async def start(self, job: JobType | str, options: Options, args: dict[str, Any]) -> JobInfo:
         """Raises UsageError and what the daemon says is wrong."""
@@ -322,6 +326,13 @@ class Exchange:
             return {}
         named = {argument["name"]: argument.get("resource") for argument in arguments}
         return {name: msgspec.convert(resource, Resource) for name, resource in named.items() if resource}
+
+
+def _was_done(call: Call[Any], error: WrongHold) -> bool:
+    """True when a hold, or a release, that was asked for again had been heard before."""
+    if call.body is None or error.hold is None:
+        return call.body is None and error.hold is None
+    return bool(msgspec.json.decode(call.body)["reason"] == error.hold.reason)
 
 
 @contextmanager

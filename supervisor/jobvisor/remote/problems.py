@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -16,6 +17,7 @@ from jobvisor.errors import (
     NotPermitted,
     Unreachable,
     UsageError,
+    WrongHold,
     WrongState,
 )
 from jobvisor_workers.protocol import Holder
@@ -32,8 +34,15 @@ class Problem(Struct):
     allowed: list[str] = []
     resource: str = ""
     holder: Holder | None = None
+    hold: dict[str, Any] | None = None
     path: str = ""
     key: str = ""
+
+
+def _wrong_hold(problem: Problem) -> WrongHold:
+    from jobvisor.hold import Hold
+
+    return WrongHold(problem.detail, None if problem.hold is None else msgspec.convert(problem.hold, Hold))
 
 
 _ERRORS: dict[str, Callable[[Problem], JobvisorError]] = {
@@ -43,6 +52,7 @@ _ERRORS: dict[str, Callable[[Problem], JobvisorError]] = {
     NotPermitted.code: lambda problem: NotPermitted(problem.detail),
     Busy.code: lambda problem: Busy(problem.resource, problem.holder),
     WrongState.code: lambda problem: WrongState(int(problem.id), problem.state, problem.verb, problem.allowed),
+    WrongHold.code: _wrong_hold,
     Unreachable.code: lambda problem: Unreachable(problem.detail),
     JournalError.code: lambda problem: JournalError(problem.path, problem.detail),
 }
