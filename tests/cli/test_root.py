@@ -58,9 +58,10 @@ def test_help_shows_examples_and_every_command_with_a_line(cli: Cli) -> None:
 
 def test_help_of_run_lists_the_types_with_a_line_each(cli: Cli) -> None:
     done = cli.run("run", "--help")
-    assert "  clone     Copy a volume to a new one of the same format.\n" in done.stdout
-    assert "  pace      Read a volume, at the pace of a test.\n" in done.stdout
-    assert "  broken    (cannot be loaded: ModuleNotFoundError" in done.stdout
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "clone Copy a volume to a new one of the same format." in lines
+    assert "pace Read a volume, at the pace of a test." in lines
+    assert any(line.startswith("broken (cannot be loaded: ModuleNotFoundError") for line in lines)
     assert done.returncode == 0
 
 
