@@ -158,7 +158,8 @@ def conclude(
     if result:
         changes |= _progress(result)
     else:
-        changes |= {"warnings": [*base.warnings, *_perhaps_left(life)]}
+        left = [f"its worker was killed, and left: {base.abort_effect}"] if base.abort_effect and not lost else []
+        changes |= {"warnings": [*base.warnings, *left, *_perhaps_left(life)]}
     late = late or bool(exit_ and exit_.asked == "time-limit")
     changes |= _verdict(result, exit_, commit, asked=asked, late=late, lost=lost)
     if changes["state"] is State.COMPLETED and base.data_total is not None and not result:

@@ -178,7 +178,11 @@ def test_a_killed_worker_leaves_libvirtd_at_work(libvirtd: Libvirtd, slow: Path,
     with frozen(slow.parent):
         job = start("build", "slow")
         wait_until(lambda: blocked(libvirtd), "libvirtd is at work")
-        assert job.abort(force=True).state == "aborted"
+        info = job.abort(force=True)
+    assert info.state == "aborted"
+    assert info.warnings == [
+        "its worker was killed, and left: nothing is stopped: libvirtd goes on until pool://slow is built"
+    ]
     wait_until(slow.is_dir, "libvirtd has built it")
 
 
