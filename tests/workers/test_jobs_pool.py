@@ -213,3 +213,15 @@ def test_a_busy_pool_is_waited_for(libvirtd: Libvirtd, start: Start) -> None:
     info = job.wait(60)
     assert info.ok, info.errmsg
     assert libvirtd.volumes("ext4") == {"one", "two"}
+
+
+def test_jobs_on_its_volumes_go_first(libvirtd: Libvirtd, supervisor: Supervisor, start: Start) -> None:
+    libvirtd.make_volume("dir", "one", 8 * MIB).write_bytes(b"x" * 8 * MIB)
+    names: dict[str, Any] = {"source": "vol://dir/one", "target": "vol://dir/two"}
+    copying = supervisor.start("clone", **names, reflink=False, connect=libvirtd.uri, bandwidth=MIB)
+    wait_until(lambda: copying.info().data_processed > 0, "it copies")
+    stopping = start("destroy", "dir")
+    assert stopping.info().state == "queued"
+    assert copying.abort().state == "aborted"
+    assert stopping.wait(60).ok
+    assert "dir" not in active(libvirtd)
