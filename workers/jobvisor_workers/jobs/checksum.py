@@ -10,11 +10,13 @@ from msgspec import Meta
 
 from jobvisor_workers import chain as chains
 from jobvisor_workers import jobtype, nbd, qemu_img
-from jobvisor_workers.data import digest
+from jobvisor_workers.data import digest, transfer
 from jobvisor_workers.data.extents import allocated
 from jobvisor_workers.errors import BadArgument, JobError, from_os_error
 from jobvisor_workers.jobtype import READ, JobType
 from jobvisor_workers.qemu_img import Format, Image
+from jobvisor_workers.remote import RemoteVolume, volume_of
+from jobvisor_workers.resources import uri
 from jobvisor_workers.worker import Worker
 
 
@@ -31,15 +33,21 @@ class Checksum(JobType, tag="checksum"):
     format: Annotated[
         Format | None, Meta(description="with --content: the format when the first bytes are not to be trusted")
     ] = None
+    remote: ClassVar[bool] = True
     retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
 
     def plan(self, worker: Worker) -> None:
         if not self.content:
             if self.format:
                 raise BadArgument(f"cannot {self._doing}: --format {self.format} says nothing without --content")
-            volume = worker.volume(self.volume)
-            worker.expect(reads={self.volume: allocated(volume.fd, volume.size)} if worker.dry_run else {})
+            volume = volume_of(worker, self.volume, self._doing)
+            if isinstance(volume, RemoteVolume):
+                worker.expect(reads={self.volume: min(volume.size, volume.allocation)})
+            else:
+                worker.expect(reads={self.volume: allocated(volume.fd, volume.size)} if worker.dry_run else {})
             return
+        if uri.is_name(self.volume):
+            raise BadArgument(f"cannot {self._doing} with --content: only its container can be read from here")
         chain = chains.open_chain(worker, self.volume, self.format, self._doing)
         if not all(worker.is_locked(image.path) for image in chain):
             return
@@ -48,7 +56,9 @@ class Checksum(JobType, tag="checksum"):
             worker.expect(reads=chains.data_of(worker, chain, self._doing))
 
     def run(self, worker: Worker) -> dict[str, Any]:
-        volume = worker.volume(self.volume)
+        volume = volume_of(worker, self.volume, self._doing)
+        if isinstance(volume, RemoteVolume):
+            return self._run_remote(worker, volume)
         chain = chains.open_chain(worker, self.volume, self.format, self._doing) if self.content else []
         size = chain[0].size if chain else volume.size
         worker.phase("read", total=size)
@@ -60,6 +70,13 @@ class Checksum(JobType, tag="checksum"):
             except OSError as error:
                 raise from_os_error(error, self._doing)
         return {"algorithm": self.algorithm, "digest": value, "size": size, "content": self.content}
+
+    def _run_remote(self, worker: Worker, volume: RemoteVolume) -> dict[str, Any]:
+        worker.phase("read", total=volume.size)
+        state = digest.new(self.algorithm)
+        with volume.reading(0, volume.size) as source:
+            transfer.transfer(source, transfer.Nowhere(), digest=state, advance=worker.advance, skip=worker.skip)
+        return {"algorithm": self.algorithm, "digest": state.hexdigest(), "size": volume.size, "content": False}
 
     @property
     def _doing(self) -> str:

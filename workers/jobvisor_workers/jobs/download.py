@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
@@ -15,6 +18,8 @@ from jobvisor_workers.data.zeros import preallocate, zero_out
 from jobvisor_workers.digested import Digested
 from jobvisor_workers.errors import BadArgument, NoSpace, from_os_error
 from jobvisor_workers.jobtype import PIPE, READ, JobType, byte_size
+from jobvisor_workers.remote import RemoteVolume, volume_of
+from jobvisor_workers.resources import uri
 from jobvisor_workers.worker import Volume, Worker
 
 
@@ -46,10 +51,13 @@ class Download(JobType, tag="download"):
         str | None, Meta(description="fail when the digest is another one (sha256, or that of --checksum)")
     ] = None
     replace: Annotated[bool, Meta(description="give up what the target holds")] = False
+    remote: ClassVar[bool] = True
     retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
 
     def plan(self, worker: Worker) -> None:
-        volume = worker.volume(self.volume)
+        volume = volume_of(worker, self.volume, self._doing)
+        if uri.is_name(self.target):
+            raise BadArgument(f"cannot {self._doing} to {self.target}: it has no path here; clone makes a volume")
         Digested(self.checksum, self.expect, self._doing)
         if self.offset + (self.length or 0) > volume.size or (self.offset and self.offset == volume.size):
             end = f"up to byte {self.offset + self.length}" if self.length else f"from byte {self.offset} on"
@@ -65,21 +73,20 @@ class Download(JobType, tag="download"):
             self._expect(worker, volume, size)
 
     def run(self, worker: Worker) -> dict[str, Any]:
-        volume = worker.volume(self.volume)
+        volume = volume_of(worker, self.volume, self._doing)
         size = self._size(volume.size)
         digested = Digested(self.checksum, self.expect, self._doing)
         result = {"volume": self.volume, "target": self.target, "offset": self.offset, "size": size}
         worker.phase("copy", total=size)
         if self.target == PIPE:
-            source = transfer.FileSource(volume.fd, self.offset, size)
-            with worker.stdout() as stdout:
+            with worker.stdout() as stdout, self._source(volume, size) as source:
                 self._move(worker, source, transfer.PipeSink(stdout), digested)
             return result | {"method": "pipe", **digested.result()}
         method, space = making.make(
             worker,
             self.target,
             self.replace,
-            lambda target, directory: self._fill(worker, volume.fd, size, target, directory, digested),
+            lambda target, directory: self._fill(worker, volume, size, target, directory, digested),
             what="what was downloaded",
             doing=self._doing,
         )
@@ -103,28 +110,32 @@ class Download(JobType, tag="download"):
         if size < device.size:
             worker.warn(f"the last {device.size - size} bytes of {self.target} stay as they were")
 
-    def _check_directory(self, volume: Volume, size: int) -> None:
+    def _check_directory(self, volume: Volume | RemoteVolume, size: int) -> None:
         directory = making.directory_of(self.target, self.replace)
         room.check_writable(self.target, directory)
         if not self.sparse and not self._shares(volume, directory):
             needed = size if self.sparse is False else self._data(volume, size)
             room.check_free(directory, needed, f"{self._doing} to {self.target}")
 
-    def _expect(self, worker: Worker, volume: Volume, size: int) -> None:
+    def _expect(self, worker: Worker, volume: Volume | RemoteVolume, size: int) -> None:
         data = self._data(volume, size)
         if self.target == PIPE:
             worker.expect(reads={self.volume: data}, writes={PIPE: size})
             return
         shared = self._shares(volume, making.directory_of(self.target, self.replace))
         space = room.in_blocks(size if self.sparse is False else data)
-        making.expect(worker, {self.volume: data}, self.target, data, space, exact=not self.sparse and not shared)
+        exact = isinstance(volume, Volume) and not self.sparse and not shared
+        making.expect(worker, {self.volume: data}, self.target, data, space, exact=exact)
 
-    def _shares(self, volume: Volume, directory: str) -> bool:
+    def _shares(self, volume: Volume | RemoteVolume, directory: str) -> bool:
         """True when the copy may come to share the volume's blocks."""
         copied = not self.offset and self.sparse is None and self.checksum is None and self.expect is None
-        return copied and room.may_share(volume.fd, directory)
+        return copied and isinstance(volume, Volume) and room.may_share(volume.fd, directory)
 
-    def _data(self, volume: Volume, size: int) -> int:
+    def _data(self, volume: Volume | RemoteVolume, size: int) -> int:
+        """At most, of what only libvirtd sees."""
+        if isinstance(volume, RemoteVolume):
+            return min(size, volume.allocation)
         return sum(length for _, length in data_extents(volume.fd, self.offset, self.offset + size))
 
     # --- the bytes -------------------------------------------------------------------------------------------
@@ -133,24 +144,40 @@ class Download(JobType, tag="download"):
         return there - self.offset if self.length is None else self.length
 
     def _fill(
-        self, worker: Worker, volume: int, size: int, target: int, directory: str | None, digested: Digested
+        self,
+        worker: Worker,
+        volume: Volume | RemoteVolume,
+        size: int,
+        target: int,
+        directory: str | None,
+        digested: Digested,
     ) -> str:
         """Write all of the target and bring it to the disk but for its metadata; returns how."""
         window = Window(target)
-        if not self.offset and digested.state is None:
+        if isinstance(volume, Volume) and not self.offset and digested.state is None:
             method = copy.copy(
-                volume, target, size, sparse=self.sparse, advance=worker.advance, window=window, skip=worker.skip
+                volume.fd, target, size, sparse=self.sparse, advance=worker.advance, window=window, skip=worker.skip
             )
         else:
             if directory and self.sparse is False:
                 preallocate(target, size)
+            if directory and isinstance(volume, RemoteVolume):
+                os.fchmod(target, os.fstat(target).st_mode & volume.mode)
             zeros = None if directory else zero_out
-            source = transfer.FileSource(volume, self.offset, size)
             sink = transfer.VolumeSink(target, 0, sparse=bool(self.sparse), zeros=zeros, window=window)
-            self._move(worker, source, sink, digested)
-            method = "read-write"
+            with self._source(volume, size) as source:
+                self._move(worker, source, sink, digested)
+            method = "stream" if isinstance(volume, RemoteVolume) else "read-write"
         worker.phase("sync")
         return method
+
+    @contextmanager
+    def _source(self, volume: Volume | RemoteVolume, size: int) -> Iterator[transfer.Source]:
+        if isinstance(volume, RemoteVolume):
+            with volume.reading(self.offset, size) as stream:
+                yield stream
+        else:
+            yield transfer.FileSource(volume.fd, self.offset, size)
 
     def _move(self, worker: Worker, source: transfer.Source, sink: transfer.Sink, digested: Digested) -> None:
         try:

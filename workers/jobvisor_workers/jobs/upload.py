@@ -11,11 +11,12 @@ from jobvisor_workers import jobtype, qemu_img, room
 from jobvisor_workers.data import transfer
 from jobvisor_workers.data.copy import STEP
 from jobvisor_workers.data.digest import Algorithm
-from jobvisor_workers.data.extents import allocated, data_extents
+from jobvisor_workers.data.extents import data_extents
 from jobvisor_workers.data.window import Window
 from jobvisor_workers.digested import Digested
 from jobvisor_workers.errors import BadArgument, JobError, NoSpace, from_os_error
 from jobvisor_workers.jobtype import PIPE, READ, WRITE, JobType, byte_size
+from jobvisor_workers.remote import RemoteVolume, StreamSink, volume_of
 from jobvisor_workers.worker import Volume, Worker
 
 #: What an abort would leave is told anew after so many bytes, where nobody knows how many there will be.
@@ -42,14 +43,20 @@ class Upload(JobType, tag="upload"):
     expect: Annotated[
         str | None, Meta(description="fail when the digest is another one (sha256, or that of --checksum)")
     ] = None
+    remote: ClassVar[bool] = True
     retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
 
     def plan(self, worker: Worker) -> None:
-        volume = worker.volume(self.volume)
+        volume = self._volume(worker)
         Digested(self.checksum, self.expect, self._doing)
         if self.offset > volume.size:
             raise BadArgument(f"cannot {self._doing} from byte {self.offset} on: it has {volume.size} bytes")
-        size = self._size(worker)
+        if self.sparse and isinstance(volume, RemoteVolume):
+            raise BadArgument(
+                f"cannot {self._doing} with --sparse: a hole in libvirt's streams leaves what was there before"
+            )
+        source = self._source(worker)
+        size = self._size(source)
         if size is None:
             worker.expect(reads={PIPE: None}, writes={self.volume: None})
             return
@@ -59,31 +66,32 @@ class Upload(JobType, tag="upload"):
             advice = "" if volume.kind == "block" else "; give it a larger capacity before (resize)"
             needs = room.compare(end, where, volume.size)
             raise NoSpace(f"cannot {self._doing} from {self._named_source}: {needs}{advice}")
-        there = sum(length for _, length in data_extents(volume.fd, self.offset, min(end, volume.size)))
-        if volume.kind == "file" and not self.sparse:
+        there = _allocated(volume, self.offset, min(end, volume.size))
+        if volume.kind == "file" and isinstance(volume, Volume) and not self.sparse:
             directory = os.path.dirname(os.path.realpath(self.volume))
             room.check_free(directory, size - there, f"{self._doing} from {self._named_source}")
         if end < volume.size and self.length is None:
             worker.warn(f"the last {volume.size - end} bytes of {self.volume} stay as they are")
         if worker.dry_run:
-            read = size if self.source == PIPE else allocated(worker.volume(self.source).fd, size)
-            space = room.in_blocks(size - there) if volume.kind == "file" else 0
-            worker.expect(
-                reads={self.source: read}, writes={self.volume: read}, space=space, exact=not (self.sparse and space)
-            )
+            read = _allocated(source, 0, size) if source else size
+            space = room.in_blocks(max(0, size - there)) if volume.kind == "file" else 0
+            exact = isinstance(volume, Volume) and not (self.sparse and space)
+            worker.expect(reads={self.source: read}, writes={self.volume: read}, space=space, exact=exact)
 
     def run(self, worker: Worker) -> dict[str, Any]:
         digested = Digested(self.checksum, self.expect, self._doing)
-        if self.source == PIPE:
+        volume, start = self._volume(worker), self._source(worker)
+        total = self._size(start)
+        if start is None:
+            limit = self.length if self.length is not None or _grows(volume) else volume.size - self.offset
             with worker.stdin() as stdin:
-                limit = self.length
-                if limit is None and not _grows(worker.volume(self.volume)):
-                    limit = worker.volume(self.volume).size - self.offset
                 source = transfer.PipeSource(stdin, limit, lambda: self._too_much(limit or 0))
-                moved = self._write(worker, source, digested)
+                moved = self._write(worker, volume, source, total, digested)
+        elif isinstance(start, RemoteVolume):
+            with start.reading(0, start.size) as stream:
+                moved = self._write(worker, volume, stream, total, digested)
         else:
-            start = worker.volume(self.source)
-            moved = self._write(worker, transfer.FileSource(start.fd, 0, start.size), digested)
+            moved = self._write(worker, volume, transfer.FileSource(start.fd, 0, start.size), total, digested)
         return {
             "volume": self.volume,
             "source": self.source,
@@ -100,28 +108,61 @@ class Upload(JobType, tag="upload"):
     def _named_source(self) -> str:
         return "standard input" if self.source == PIPE else self.source
 
-    def _size(self, worker: Worker) -> int | None:
+    def _volume(self, worker: Worker) -> Volume | RemoteVolume:
+        return volume_of(worker, self.volume, self._doing)
+
+    def _source(self, worker: Worker) -> Volume | RemoteVolume | None:
+        """None for a pipe."""
+        return None if self.source == PIPE else volume_of(worker, self.source, self._doing)
+
+    def _size(self, source: Volume | RemoteVolume | None) -> int | None:
         """Bytes to come, as far as that is known. Raises BadArgument when they are not as many as was said."""
-        if self.source == PIPE:
+        if source is None:
             return self.length
-        size = worker.volume(self.source).size
-        if self.length not in (None, size):
+        if self.length not in (None, source.size):
             raise BadArgument(
-                f"cannot {self._doing} from {self.source}: it has {size} bytes, and --length says {self.length}"
+                f"cannot {self._doing} from {self.source}: it has {source.size} bytes, and --length says {self.length}"
             )
-        return size
+        return source.size
 
     def _too_much(self, limit: int) -> JobError:
         if self.length is not None:
             return JobError(f"cannot {self._doing}: standard input has more than the {limit} bytes of --length")
         return NoSpace(f"cannot {self._doing}: standard input has more than the {limit} bytes that fit into it")
 
-    def _write(self, worker: Worker, source: transfer.Source, digested: Digested) -> int:
-        volume, size = worker.volume(self.volume), self._size(worker)
-        worker.phase("write", total=size)
-        zeros = transfer.zero_maker(volume.fd, sparse=self.sparse)
-        sink = transfer.VolumeSink(volume.fd, self.offset, sparse=self.sparse, zeros=zeros, window=Window(volume.fd))
-        every = TOLD_EVERY if size is None else max(STEP, size // 50)
+    # --- the bytes -------------------------------------------------------------------------------------------
+
+    def _write(
+        self,
+        worker: Worker,
+        volume: Volume | RemoteVolume,
+        source: transfer.Source,
+        total: int | None,
+        digested: Digested,
+    ) -> int:
+        worker.phase("write", total=total)
+        if isinstance(volume, RemoteVolume):
+            with volume.writing(self.offset) as stream:
+                return self._move(worker, volume, source, stream, total, digested)
+        zeros, window = transfer.zero_maker(volume.fd, sparse=self.sparse), Window(volume.fd)
+        sink = transfer.VolumeSink(volume.fd, self.offset, sparse=self.sparse, zeros=zeros, window=window)
+        try:
+            return self._move(worker, volume, source, sink, total, digested)
+        except BaseException:
+            if volume.kind == "file" and os.fstat(volume.fd).st_size > volume.size:
+                os.ftruncate(volume.fd, volume.size)
+            raise
+
+    def _move(
+        self,
+        worker: Worker,
+        volume: Volume | RemoteVolume,
+        source: transfer.Source,
+        sink: transfer.VolumeSink | StreamSink,
+        total: int | None,
+        digested: Digested,
+    ) -> int:
+        every = TOLD_EVERY if total is None else max(STEP, total // 50)
         due = 0
 
         def tell() -> None:
@@ -146,28 +187,37 @@ class Upload(JobType, tag="upload"):
                     f"cannot {self._doing}: standard input ended after {moved} of the {self.length} bytes of --length"
                 )
             digested.check()
-            worker.phase("sync")
-            os.fsync(volume.fd)
+            if isinstance(volume, Volume):
+                worker.phase("sync")
+                os.fsync(volume.fd)
         except BaseException as error:
             if left := self._left(volume, sink.at):
                 worker.warn(f"{self.volume} is {left}")
-            if os.fstat(volume.fd).st_size > volume.size and volume.kind == "file":
-                os.ftruncate(volume.fd, volume.size)
             if isinstance(error, OSError):
                 raise from_os_error(error, self._doing)
             raise
         worker.abort_effect = None
         return moved
 
-    def _left(self, volume: Volume, end: int) -> str | None:
-        """What there is when only bytes before `end` were touched; what a file grew by is taken back."""
-        end = min(end, volume.size)
+    def _left(self, volume: Volume | RemoteVolume, end: int) -> str | None:
+        """What there is when only bytes before `end` were touched; what a local file grew by is taken back."""
+        end = min(end, volume.size) if isinstance(volume, Volume) else end
         if end <= self.offset:
             return None
         rest = "" if (self.offset, end) == (0, volume.size) else "; elsewhere it is as it was"
         return f"partly overwritten: between byte {self.offset} and byte {end}{rest}"
 
 
-def _grows(volume: Volume) -> bool:
+def _grows(volume: Volume | RemoteVolume) -> bool:
     """An empty file, or an image whose file is as long as it needs to be."""
-    return volume.kind == "file" and (not volume.size or qemu_img.probe(volume.fd) != "raw")
+    if volume.kind != "file":
+        return False
+    found = volume.format if isinstance(volume, RemoteVolume) else qemu_img.probe(volume.fd)
+    return not volume.size or found != "raw"
+
+
+def _allocated(volume: Volume | RemoteVolume, start: int, end: int) -> int:
+    """Bytes of data there; at most, of what only libvirtd sees."""
+    if isinstance(volume, RemoteVolume):
+        return max(0, min(volume.allocation, end - start))
+    return sum(length for _, length in data_extents(volume.fd, start, end))
