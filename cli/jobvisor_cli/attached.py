@@ -84,7 +84,7 @@ def attach(
     else:
         look = "add --info to see it" if no_daemon else f"jobvisor log {final.id} shows it"
         there_is_more = f"; {look}" if log and not info and "its log" in (final.errmsg or "") else ""
-        streams.complain(exits.why(final, what) + there_is_more)
+        streams.complain(exits.why(final, what, warned=not (quiet or json)) + there_is_more)
     if events:
         events.put({"event": "ended", "job": final.to_dict()})
         events.finish()

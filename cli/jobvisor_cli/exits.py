@@ -21,11 +21,14 @@ def code(info: JobInfo) -> int:
     return {State.COMPLETED: 0, State.ABORTED: ABORTED}.get(info.state, FAILED)
 
 
-def why(info: JobInfo, what: str) -> str:
-    """Why it is not completed; `what`: its subject."""
+def why(info: JobInfo, what: str, *, warned: bool = False) -> str:
+    """Why it is not completed; `what`: its subject. `warned`: its warnings were shown, and are not repeated."""
     if info.state is State.ABORTED:
         return f"{what} was aborted" + (f": {info.errmsg}" if info.errmsg else "")
-    return info.errmsg or f"{what} failed ({info.cause})"
+    message = info.errmsg or f"{what} failed ({info.cause})"
+    for text in info.warnings if warned else ():
+        message = message.removesuffix(f"; {text}")
+    return message
 
 
 def tell(info: JobInfo, awaited: State | None, *, quiet: bool) -> int:

@@ -24,6 +24,7 @@ from jobvisor_workers.protocol import (
     Exit,
     Life,
     Made,
+    Report,
     Request,
     Result,
     Temporary,
@@ -192,6 +193,15 @@ def _progress(result: Result) -> dict[str, Any]:
     }
 
 
+def _left(report: Report) -> str:
+    """What the work in place left, as the worker last said it."""
+    effect = report.abort_effect
+    if effect is None:
+        return ""
+    # With the name of the volume, where the job type was interrupted and said so.
+    return "; " + next((text for text in report.warnings if text.endswith(effect)), effect)
+
+
 def _verdict(
     result: Result | None,
     exit_: Exit | None,
@@ -207,7 +217,7 @@ def _verdict(
     if commit and not result:
         return {"state": State.COMPLETED, "result": commit.result}
     if late:
-        return _failed(Cause.TIME_LIMIT, "the time limit ended it")
+        return _failed(Cause.TIME_LIMIT, "the time limit ended it" + (_left(result.report) if result else ""))
     if result and result.outcome == "aborted":
         sender = result.sender
         if asked or sender is None:
