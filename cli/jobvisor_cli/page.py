@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from jobvisor.states import Cause
 from jobvisor_cli.expected import expected_lines
-from jobvisor_cli.sizes import scaled
+from jobvisor_cli.sizes import scaled, show_size
 from jobvisor_cli.streams import printable
 from jobvisor_cli.table import waits
 
@@ -91,6 +91,8 @@ def _own_rows(info: JobInfo) -> Iterator[tuple[str, str]]:
     for name, value in result.items() if not result.get("dry_run") else ():
         if info.args.get(name) != value:
             yield f"Result {name.replace('_', ' ')}", _word(value)
+    if info.partial:
+        yield "Kept", _kept(info)
     for text in info.warnings:
         yield "Warning", text
     if info.holder:
@@ -117,6 +119,13 @@ def _full_rows(info: JobInfo) -> Iterator[tuple[str, str]]:
     yield "Delegated", "yes" if info.delegated else ""
     yield "Adopted", "yes" if info.adopted else ""
     yield "Log file", info.log
+
+
+def _kept(info: JobInfo) -> str:
+    assert info.partial
+    total = f" of {show_size(info.data_total)}" if info.data_total else ""
+    where = f" in {info.partial.path}" if info.partial.path else ""
+    return f"{show_size(info.partial.done)}{total}{where}; jobvisor retry {info.id} goes on from there"
 
 
 def _virsh_size(count: int) -> str:

@@ -57,6 +57,7 @@ class Core:
         if not grace > 0:
             raise UsageError(f"grace is to be more than 0 seconds, not {grace:g}")
         self._requester: Requester | None = None
+        self._tied = tied
         registry.add_modules(types)
         self.types = tuple(types)
         self.home = Home(home)
@@ -125,6 +126,8 @@ class Core:
         Blocks for as long as it takes to look at the named files. Raises UsageError.
         """
         request, notes = build(job, args, options, requester=self._requester, umask=umask)
+        if self._tied and request.args.get("keep_partial"):
+            raise UsageError(f"cannot start {request.type} with --keep-partial: without a daemon nobody can retry it")
         named = once.once(self.uid, key, request)
         engine = self._engine
         return self._submit(lambda: once.start(engine, named, lambda: entering.start(engine, request, notes, named)))

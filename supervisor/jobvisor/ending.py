@@ -9,7 +9,7 @@ from concurrent.futures import Future
 
 import msgspec
 
-from jobvisor import entering, recovery, store
+from jobvisor import entering, partial, recovery, store
 from jobvisor.engine import RECENT, Engine
 from jobvisor.info import JobInfo
 from jobvisor.record import Record
@@ -76,6 +76,8 @@ def _conclude(
             text = f"it could not be looked whether these are left: {', '.join(recovery.names_in(unsettled))}"
             final = msgspec.structs.replace(final, warnings=[*final.warnings, text])
         store.finish(db, final)
+        earlier = partial.tell_earlier(db, engine.home, final)
+        engine.pump.call(lambda: engine.correct(earlier))
         return final
 
     _find_out(engine, record, work)

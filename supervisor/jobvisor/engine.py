@@ -51,6 +51,8 @@ class Engine:
         self.current: dict[int, int] = {}
         #: Scope → hold.
         self.holds: dict[tuple[int, str], Hold] = {}
+        #: Jobs to be forgotten by age or number, whose partials must go with them.
+        self.expired: list[int] = []
         #: Starts with a key that are being accepted: (uid, key) → digest of the request, and the answer to come.
         self.accepting: dict[tuple[int, str], tuple[bytes, Future[JobInfo]]] = {}
         self._closed = False
@@ -92,6 +94,10 @@ class Engine:
             return info
         reason, place = explain(self, record)
         return msgspec.structs.replace(info, reason=reason, place=place)
+
+    def correct(self, changed: dict[int, JobInfo]) -> None:
+        """Of jobs that ended before, more is known now."""
+        self.recent.update({job: changed[job] for job in changed.keys() & self.recent.keys()})
 
     def owner(self, id: int) -> int | None:
         """Whose job it is; None when only the journal knows."""

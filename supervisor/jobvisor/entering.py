@@ -8,7 +8,7 @@ from concurrent.futures import Future
 
 import msgspec
 
-from jobvisor import ending, once, store, streams
+from jobvisor import ending, once, partial, store, streams
 from jobvisor.engine import Engine, needs_of
 from jobvisor.errors import Busy
 from jobvisor.info import JobInfo
@@ -77,6 +77,8 @@ def _accept(engine: Engine, request: Request, notes: Notes, named: Once | None) 
     def write(db: sqlite3.Connection) -> None:
         streams.make(directory, request)
         store.accept(db, directory, request, notes)
+        if request.retry_of is not None:
+            partial.hand_on(engine.home.job(request.retry_of), directory)
         once.keep(db, named, request.id)
 
     written = engine.journal.post(write, durable=True)

@@ -19,7 +19,7 @@ NFS_MAGIC = 0x6969
 class Home:
     """The directories of one home, and the lock that makes it ours.
 
-    journal.sqlite · jobs/<id>/{request,life,result,exit,log} · run/ (0700: zygote sockets and log)
+    journal.sqlite · jobs/<id>/{request,life,result,exit,log,map} · run/ (0700: zygote sockets and log)
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:

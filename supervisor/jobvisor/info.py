@@ -28,6 +28,13 @@ class EndedBy(Struct, frozen=True, omit_defaults=True):
     command: str = ""
 
 
+class Partial(Struct, frozen=True):
+    """What a job that did not complete has kept for `retry`: `done` bytes, in the file `path` or in place (None)."""
+
+    path: str | None
+    done: int
+
+
 #: Names, types and order of the typed parameters; libvirt's own wherever it has one.
 PARAMETERS = {
     "operation": "string",
@@ -85,6 +92,8 @@ class JobInfo(Struct, frozen=True, kw_only=True):
     data_total: int | None = None
     data_processed: int = 0
     data_remaining: int | None = None
+    #: Of data_processed, by the jobs that this one goes on from.
+    data_continued: int = 0
     disk_bps: int | None = None
     errmsg: str | None = None
     result: dict[str, Any] | None = None
@@ -96,6 +105,7 @@ class JobInfo(Struct, frozen=True, kw_only=True):
     signal: int | None = None
     abort_effect: str | None = None
     retry_of: int | None = None
+    partial: Partial | None = None
     delegated: bool = False
     adopted: bool = False
     log: str = ""

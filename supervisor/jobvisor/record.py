@@ -94,7 +94,7 @@ class Record:
         elapsed = ((self.ended or time.time()) - self.started) if self.started else 0.0
         now_bps = self.rate.bps if state is State.RUNNING else 0.0
         if self.ended and elapsed > 0 and report.processed:
-            bps: int | None = int(report.processed / elapsed)
+            bps: int | None = int((report.processed - report.continued) / elapsed)
         else:
             bps = int(now_bps) or None
         return Progress(
@@ -134,6 +134,7 @@ class Record:
             data_total=progress.data_total,
             data_processed=progress.data_processed,
             data_remaining=progress.data_remaining,
+            data_continued=report.continued,
             disk_bps=progress.disk_bps,
             errmsg=self.errmsg,
             result=self.result,

@@ -8,11 +8,13 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
+from jobvisor import partial
 from jobvisor.info import EndedBy, JobInfo
 from jobvisor.states import Cause, State
 from jobvisor_workers import registry
@@ -31,7 +33,8 @@ from jobvisor_workers.protocol import (
     decode_exit,
     decode_result,
 )
-from jobvisor_workers.settle import claim_of, read_life, settle
+from jobvisor_workers.settle import claim_of, read_life, remains, settle
+from jobvisor_workers.unchanged import TICK
 
 #: Ways to be killed that are the program's own doing.
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGSYS, signal.SIGTRAP}
@@ -96,7 +99,7 @@ def left_by(directory: str) -> list[Life]:
     result = _read(directory, "result", decode_result)
     if result and result.outcome == "completed":
         return []
-    return [line for line in read_life(directory) if isinstance(line, Temporary | Commit)]
+    return [line for line in remains(directory) if isinstance(line, Temporary | Commit)]
 
 
 def names_in(life: Iterable[Life]) -> list[str]:
@@ -148,7 +151,7 @@ def conclude(
     _shorten_log(directory)
     result = _read(directory, "result", decode_result)
     exit_ = told or _read(directory, "exit", decode_exit)
-    life = read_life(directory)
+    life = remains(directory)
     commit = settle(life) if result is None or result.outcome != "completed" else None
     changes: dict[str, Any] = {"ended": exit_.ended if exit_ else _newest(directory), "pid": None, "reason": None}
     changes |= {"holder": None, "abort_effect": None, "time_remaining": None, "suspended_by": None}
@@ -163,13 +166,20 @@ def conclude(
         changes |= {"warnings": [*base.warnings, *left, *_perhaps_left(life)]}
     late = late or bool(exit_ and exit_.asked == "time-limit")
     changes |= _verdict(result, exit_, commit, asked=asked, late=late, lost=lost)
+    if changes["state"] is State.COMPLETED:
+        partial.end(directory)
+    else:
+        changes["partial"] = partial.told(directory)
+        if changes["partial"] and exit_:
+            _let_clock_tick(exit_.ended)
     if changes["state"] is State.COMPLETED and base.data_total is not None and not result:
         changes |= {"data_processed": base.data_total, "data_remaining": 0}
     started = base.started or base.created
     changes["time_elapsed"] = max(0, int((changes["ended"] - started) * 1000))
     final = msgspec.structs.replace(base, started=started, **changes)
     elapsed = final.time_elapsed / 1000
-    bps = int(final.data_processed / elapsed) if elapsed > 0 and final.data_processed else None
+    moved = final.data_processed - final.data_continued
+    bps = int(moved / elapsed) if elapsed > 0 and moved > 0 else None
     return msgspec.structs.replace(final, disk_bps=bps)
 
 
@@ -182,6 +192,13 @@ def _perhaps_left(life: Iterable[Life]) -> list[str]:
     ]
 
 
+def _let_clock_tick(ended: float) -> None:
+    """Files are stamped by a clock that lags: a write to the partial because the job is over must be seen as later."""
+    wait = ended + TICK - time.time()
+    if 0 < wait <= TICK:
+        time.sleep(wait)
+
+
 def _progress(result: Result) -> dict[str, Any]:
     report = result.report
     return {
@@ -189,6 +206,7 @@ def _progress(result: Result) -> dict[str, Any]:
         "data_total": report.total,
         "data_processed": report.processed,
         "data_remaining": None if report.total is None else max(0, report.total - report.processed),
+        "data_continued": report.continued,
         "warnings": report.warnings,
     }
 

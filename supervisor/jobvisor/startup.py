@@ -10,7 +10,7 @@ import time
 
 import msgspec
 
-from jobvisor import ending, entering, recovery, spawner, store
+from jobvisor import ending, entering, partial, recovery, spawner, store, verbs
 from jobvisor.engine import Engine
 from jobvisor.events import RING
 from jobvisor.info import JobInfo
@@ -60,6 +60,8 @@ def resume(engine: Engine) -> None:
         else:
             look_after(engine, record)
     engine.pool.attach()
+    for job in engine.expired:
+        verbs.forget(engine, job)
     entering.run_queue(engine)
 
 
@@ -74,6 +76,9 @@ def _read(db: sqlite3.Connection, engine: Engine) -> list[tuple[Request, Notes]]
     engine.holds = {hold.scope: hold for hold in store.holds(db)}
     stale = {*store.surplus(db, JOBS_KEPT), *store.ended_before(db, time.time() - DAYS_KEPT * 86400)}
     for job in stale:
+        if partial.disposable(engine.home.job(job)):  # may be another user's, and needs a zygote
+            engine.expired.append(job)
+            continue
         store.forget(db, job)
         shutil.rmtree(engine.home.job(job), ignore_errors=True)
     return store.live(db)

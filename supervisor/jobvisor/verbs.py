@@ -14,17 +14,18 @@ from concurrent.futures import Future
 
 import msgspec
 
-from jobvisor import ending, entering, once, store
+from jobvisor import ending, entering, once, partial, store
 from jobvisor.asking import Options
 from jobvisor.engine import Engine
-from jobvisor.errors import UsageError, WrongState
+from jobvisor.errors import Unreachable, UsageError, WrongState
 from jobvisor.info import JobInfo
 from jobvisor.once import Once
 from jobvisor.reasons import HELD, explain
 from jobvisor.record import Notes, Record, Waiter
 from jobvisor.states import ALLOWED, State, Verb
 from jobvisor_workers import registry
-from jobvisor_workers.protocol import Request, Requester
+from jobvisor_workers.protocol import Life, Request, Requester
+from jobvisor_workers.settle import settle
 
 #: Seconds: longer than anything runs.
 ENDLESS = 1e9
@@ -139,7 +140,10 @@ def retry(engine: Engine, id: int, requester: Requester | None, named: Once | No
 
 
 def forget(engine: Engine, id: int) -> Future[None]:
-    """Remove all that is known of a final job."""
+    """Remove all that is known of a final job, and the partial that it kept, unless a retry needs that.
+
+    Raises Unreachable when another user's partial cannot be removed.
+    """
     _check_final(engine, id, Verb.FORGET)
     engine.recent.pop(id, None)
     for uid, current in list(engine.current.items()):
@@ -147,13 +151,30 @@ def forget(engine: Engine, id: int) -> Future[None]:
             del engine.current[uid]
     directory = engine.home.job(id)
 
-    def work(db: sqlite3.Connection) -> None:
+    def look(db: sqlite3.Connection) -> tuple[Requester | None, list[Life]]:
         store.info(db, id)
+        requester = store.request_of(db, id)[0].requester
+        return requester, partial.disposable(directory) if requester else []
+
+    def remove(found: tuple[Requester | None, list[Life]]) -> Future[None]:
+        requester, left = found
+        if requester and left:
+            return engine.pump.then(engine.errands.settle(requester, left), gone)
+        return engine.journal.post(work)
+
+    def gone(answer: bool | None) -> Future[None]:
+        if answer is None:
+            raise Unreachable(f"cannot forget job {id}: the directory of its partial does not answer; try again later")
+        return engine.journal.post(work)
+
+    def work(db: sqlite3.Connection) -> None:
+        if store.request_of(db, id)[0].requester is None:
+            settle(partial.disposable(directory))
         store.forget(db, id)
         if os.path.isdir(directory):
             shutil.rmtree(directory)
 
-    return engine.journal.post(work)
+    return engine.pump.then(engine.journal.post(look), remove)
 
 
 def _on(engine: Engine, id: int, verb: Verb, do: Callable[[Record], Future[JobInfo]]) -> Future[JobInfo]:

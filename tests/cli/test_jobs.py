@@ -254,12 +254,13 @@ def test_an_abort_that_came_too_late_is_exit_7(jobs: Cli) -> None:
     assert (command.returncode, err) == (7, f"error: cannot abort job {job}: it is completed; it allows forget\n")
 
 
-def test_a_retry_prints_the_new_id(jobs: Cli) -> None:
+def test_a_retry_prints_the_new_id_and_how_it_begins(jobs: Cli) -> None:
     job = start(jobs)
     jobs.run("abort", job)
-    assert said(jobs, "retry", job) == (0, "2\n", "")
+    assert said(jobs, "retry", job) == (0, "2\n", "job 2 begins anew\n")
+    assert said(jobs, "retry", job, "-q") == (0, "3\n", "")
     assert json.loads(jobs.run("info", "2", "--json").stdout)["retry_of"] == 1
-    assert jobs.run("current").stdout == "2\n"
+    assert jobs.run("current").stdout == "3\n"
 
 
 def test_forgetting(jobs: Cli) -> None:

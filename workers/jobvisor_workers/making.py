@@ -74,12 +74,14 @@ def make(
     doing: str,
     copy: bool = True,
     capacity: Callable[[], int] | None = None,
+    keep: bool = False,
 ) -> tuple[str, int | None]:
     """Let `fill` write a new file, or a device; returns what it returned, and the bytes allocated to a file.
 
     fill(descriptor, directory): directory is None for a device. It is durable afterwards. `what`: such as "the clone".
     `copy`: see Worker.create. `capacity`: bytes of a volume that its pool's driver is to make first, as a device; what
     it has more is zeroed.
+    `keep`: fill tells worker.keeping what is finished, and goes on from there.
     """
     space: int | None = None
     try:
@@ -91,10 +93,12 @@ def make(
             os.fsync(made.fd)
         elif device := device_of(worker, target):
             worker.abort_effect = f"partly overwritten: {target} holds neither its old content nor {what}"
+            if keep:
+                worker.keep(device)
             method = fill(device.fd, None)
             os.fsync(device.fd)
         else:
-            with worker.create(target, replace=replace, copy=copy) as output:
+            with worker.create(target, replace=replace, copy=copy, keep=keep) as output:
                 try:
                     method = fill(output.fd, output.directory_path)
                 except (OSError, NoSpace) as error:

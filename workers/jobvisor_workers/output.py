@@ -2,7 +2,8 @@
 
 A new file has no name (O_TMPFILE in the target's directory) until the whole job is done; SIGKILL before leaves nothing,
 with no cleanup code at all. Where a name is needed (no O_TMPFILE, --replace) `.jobvisor-<id>-…` is written into the
-life file before it is made, so that recovery removes it whoever dies.
+life file before it is made, so that recovery removes it whoever dies. With --keep-partial it has that name from the
+beginning, and keeps it if the job does not complete (`keeping`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ import os
 import stat
 from collections.abc import Callable
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from jobvisor_workers.errors import JobError, from_os_error
 from jobvisor_workers.protocol import Linked, Temporary
+
+if TYPE_CHECKING:
+    from jobvisor_workers.keeping import Keeping
 
 NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
 
@@ -22,12 +27,21 @@ NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
 class Output:
     """A file in the making; `fd` is open for reading and writing, `path` names it for this process and its children."""
 
-    def __init__(self, path: str, job: int, *, mode: int, replace: bool, record: Callable[[Temporary], None]) -> None:
+    def __init__(
+        self,
+        path: str,
+        job: int,
+        *,
+        mode: int,
+        replace: bool,
+        record: Callable[[Temporary], None],
+        keeping: Keeping | None = None,
+    ) -> None:
         """`mode`: permission bits, already masked; `record` writes a name into the life file before it is made."""
         self.target = os.path.realpath(path) if replace else path
         self.replace = replace
         self.sealed = False
-        self._record = record
+        self._record, self._mode, self._keeping = record, mode, keeping
         directory, self.name = os.path.split(self.target)
         self.directory_path = directory or "/"
         # Ids are unique in one home only; two homes may work in one directory.
@@ -40,11 +54,17 @@ class Output:
         try:
             if not replace and self._exists():
                 raise JobError(f"cannot create {path}: it exists already; choose another name")
-            self.fd = self._open(path)
-            os.fchmod(self.fd, mode)
+            self.fd = self._open_kept(path, keeping) if keeping else self._open(path)
+            if not keeping:  # a partial is nobody else's before it is complete
+                os.fchmod(self.fd, mode)
         except BaseException:
             os.close(self.directory)
             raise
+
+    @property
+    def partial(self) -> str:
+        """The path by which it is known before it has its name, if it has one."""
+        return os.path.join(self.directory_path, self._spare_name)
 
     @property
     def path(self) -> str:
@@ -70,20 +90,32 @@ class Output:
         except OSError as error:
             if error.errno not in NO_TMPFILE:
                 raise from_os_error(error, f"create {path} in {self.directory_path}")
-        self._make_spare_name()
-        try:
-            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
-            return os.open(self._spare_name, flags, 0o600, dir_fd=self.directory)
-        except OSError as error:
-            raise from_os_error(error, f"create {path} in {self.directory_path}")
+        return self._open_named(path, os.O_CREAT | os.O_EXCL)
 
-    def _make_spare_name(self) -> None:
-        self._record(Temporary(self.directory_path, self._spare_name))
+    def _open_kept(self, path: str, keeping: Keeping) -> int:
+        if not keeping.partial:
+            return self._open_named(path, os.O_CREAT | os.O_EXCL, kept=True)
+        directory, self._spare_name = os.path.split(keeping.partial)
+        if directory != self.directory_path:
+            raise JobError(f"cannot continue with {keeping.partial}: {path} is in another directory now; start it anew")
+        return self._open_named(path, os.O_NOFOLLOW, kept=True)
+
+    def _open_named(self, path: str, flags: int, *, kept: bool = False) -> int:
+        self._record(Temporary(self.directory_path, self._spare_name, kept))
         self._temporary = self._spare_name
+        try:
+            return os.open(self._spare_name, flags | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self.directory)
+        except OSError as error:
+            if flags & os.O_CREAT:
+                raise from_os_error(error, f"create {path} in {self.directory_path}")
+            partial = os.path.join(self.directory_path, self._spare_name)
+            raise from_os_error(error, f"continue with {partial} (start it anew)")
 
     def seal(self) -> None:
         """The content is complete: make it durable. The name comes with the job's commit."""
         try:
+            if self._keeping:
+                os.fchmod(self.fd, self._mode)
             os.fsync(self.fd)
         except OSError as error:
             raise from_os_error(error, f"write {self.target} to the disk")
@@ -117,10 +149,10 @@ class Output:
         os.link(f"/proc/self/fd/{self.fd}", name, dst_dir_fd=self.directory, follow_symlinks=True)
 
     def discard(self) -> None:
-        """Leave nothing. An unnamed file goes with its last descriptor."""
+        """Leave nothing, but for a partial worth keeping. An unnamed file goes with its last descriptor."""
         if self.fd < 0:
             return
-        if self._temporary:
+        if self._temporary and not (self._keeping and self._keeping.leave()):
             remove_if_same(self.directory, self._temporary, os.fstat(self.fd))
         self.close()
 

@@ -77,6 +77,7 @@ class Reporter:
             phase=full.phase and full.phase[:200],
             processed=full.processed,
             total=full.total,
+            continued=full.continued,
             reason=full.reason and full.reason[:200],
             abort_effect=full.abort_effect and full.abort_effect[:400],
             warnings=[text[:200] for text in full.warnings[:3]],

@@ -102,6 +102,8 @@ class Report(Struct, omit_defaults=True):
     #: Another program does the work now, which knows neither a stop nor an end.
     delegated: bool = False
     warnings: list[str] = []
+    #: Those of the processed bytes that an earlier job did.
+    continued: int = 0
 
 
 class Claim(Struct, tag="claim", tag_field="is"):
@@ -116,10 +118,11 @@ class Claim(Struct, tag="claim", tag_field="is"):
 
 
 class Temporary(Struct, tag="temporary", tag_field="is"):
-    """A name that the worker is about to make and that must not outlive it."""
+    """A name that the worker is about to make and that must not outlive it. `kept`: may do so if the job fails."""
 
     directory: str
     name: str
+    kept: bool = False
 
 
 class Made(Struct, tag="made", tag_field="is"):

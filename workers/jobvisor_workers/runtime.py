@@ -27,6 +27,7 @@ from jobvisor_workers.errors import BadArgument, Held, JobError, from_os_error
 from jobvisor_workers.expected import Expected
 from jobvisor_workers.holders import WORKER_NAME
 from jobvisor_workers.jobtype import Access, JobType
+from jobvisor_workers.keeping import Keeping
 from jobvisor_workers.locks import acquire
 from jobvisor_workers.output import sync_directory
 from jobvisor_workers.pipes import Ends
@@ -100,6 +101,8 @@ def main(spawned: Spawned) -> NoReturn:
     leave.last_word = word = LastWord(directory, reporter.report)
     job = spawned.job
     ends = Ends(directory, reads=bool(job and job.has_stdin), writes=bool(job and job.has_stdout))
+    keeps = job and job.retry == "continue" and getattr(job, "keep_partial", False)
+    keeping = Keeping(directory, request) if keeps else None
     os.close(directory)
     _become_requester(spawned, word)
     os.environ |= {MARK_ID: str(request.id), MARK: spawned.directory}
@@ -112,7 +115,9 @@ def main(spawned: Spawned) -> NoReturn:
         reporter.send()
         return reporter.blocked
 
-    worker = Worker(request, reporter, record, ends)
+    worker = Worker(request, reporter, record, ends, keeping)
+    if keeping:
+        keeping.warn = worker.warn
     taken = signals.Signals(report_again, worker.completed.set)
     worker.held_back = taken.held_back
     reporter.on_blocked = taken.retry_report
@@ -129,6 +134,8 @@ def main(spawned: Spawned) -> NoReturn:
                 output.close()
             else:
                 output.discard()
+        if keeping and not completed:
+            keeping.leave()
         if not completed:
             for volume in worker.made:
                 volume.discard(worker)
@@ -179,6 +186,9 @@ def _work(
         if request.dry_run:
             return Result("completed", report, worker.expected.told(worker.locks))
         result = job.run(worker)
+        if worker.keeping and worker.keeping.continues:
+            continued = {"continued_from": request.retry_of, "bytes_continued": report.continued}
+            result = (result or {}) | continued
         _check_result(result)
         commit(result)
         if worker.pools:

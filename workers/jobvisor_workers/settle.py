@@ -6,6 +6,7 @@ import os
 
 import msgspec
 
+from jobvisor_workers import finished
 from jobvisor_workers.protocol import VOID, Claim, Commit, Life, Linked, Temporary, decode_life
 
 
@@ -27,6 +28,14 @@ def read_life(directory: str) -> list[Life]:
     return lines
 
 
+def remains(directory: str) -> list[Life]:
+    """As `read_life`; a name is kept only if there is something to go on from."""
+    life = read_life(directory)
+    if finished.read(directory).processed:
+        return life
+    return [Temporary(line.directory, line.name) if isinstance(line, Temporary) else line for line in life]
+
+
 def claim_of(life: list[Life]) -> Claim | None:
     return next((line for line in life if isinstance(line, Claim)), None)
 
@@ -34,19 +43,19 @@ def claim_of(life: list[Life]) -> Claim | None:
 def settle(life: list[Life]) -> Commit | None:
     """Remove temporary names; return the commit if all its outputs stand under their names, else undo it.
 
-    To be called only when no process of the job is left.
+    A kept name stays unless the commit stands. To be called only when no process of the job is left.
     """
     commit = next((line for line in life if isinstance(line, Commit)), None)
-    for line in life:
-        if isinstance(line, Temporary):
-            _remove(line.directory, line.name)
-    if commit is None:
-        return None
-    done = all(_stands(output) for output in commit.outputs)
-    for output in commit.outputs:
-        if output.temporary:
-            _remove(output.directory, output.temporary)
-    if not done:
+    done = commit is not None and all(_stands(output) for output in commit.outputs)
+    temporaries = [line for line in life if isinstance(line, Temporary)]
+    kept = set() if done else {(line.directory, line.name) for line in temporaries if line.kept}
+    names = [(line.directory, line.name) for line in temporaries]
+    if commit:
+        names += [(output.directory, output.temporary) for output in commit.outputs if output.temporary]
+    for name in names:
+        if name not in kept:
+            _remove(*name)
+    if commit and not done:
         undo(commit.outputs)
     return commit if done else None
 

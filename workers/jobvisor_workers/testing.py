@@ -46,9 +46,9 @@ _awaited: Place | None = None
 _begin_phase, _advance, _relay = Worker.phase, Reporter._advance, children._relay
 
 
-def _phase_and_halt(worker: Worker, name: str, total: int | None = None) -> None:
+def _phase_and_halt(worker: Worker, name: str, total: int | None = None, *, done: int = 0) -> None:
     global _phase, _awaited
-    _begin_phase(worker, name, total)
+    _begin_phase(worker, name, total, done=done)
     place = _place()
     _phase, _awaited = name, place if place and place.phase == name and not place.child else None
     worker._reporter.advance_nothing()

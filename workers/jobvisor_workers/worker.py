@@ -18,6 +18,7 @@ from jobvisor_workers.output import Output, target_mode
 from jobvisor_workers.resources.pools import Pools
 
 if TYPE_CHECKING:
+    from jobvisor_workers.keeping import Keeping
     from jobvisor_workers.locks import Lock
     from jobvisor_workers.pipes import Ends
     from jobvisor_workers.pool_volume import PoolVolume
@@ -44,7 +45,12 @@ class Worker:
     """One running job. Everything opened or created through it is released at the end, however that comes."""
 
     def __init__(
-        self, request: Request, reporter: Reporter, record: Callable[[Temporary | Made], None], ends: Ends
+        self,
+        request: Request,
+        reporter: Reporter,
+        record: Callable[[Temporary | Made], None],
+        ends: Ends,
+        keeping: Keeping | None = None,
     ) -> None:
         self.id = request.id
         self.bandwidth = request.bandwidth
@@ -63,6 +69,7 @@ class Worker:
         self.held_back: Callable[[], AbstractContextManager[Callable[[], bool]]] = lambda: nullcontext(lambda: False)
         #: Libvirt's volumes and pools, of a job that names some.
         self.pools = Pools(request.connect, request.type) if request.connect else None
+        self._keeping = keeping
         self._umask = request.umask
         self._reporter = reporter
         self.record = record
@@ -117,19 +124,50 @@ class Worker:
         """True when `path` exists and is locked: a new volume that --replace gives up."""
         return any(lock.path == path for lock in self.locks)
 
-    def create(self, path: str, *, size: int | None = None, replace: bool = False, copy: bool = True) -> Output:
+    def create(
+        self,
+        path: str,
+        *,
+        size: int | None = None,
+        replace: bool = False,
+        copy: bool = True,
+        keep: bool = False,
+    ) -> Output:
         """A new file, unnamed until the whole job is done; leaving the with block makes its content durable.
 
         `size`: bytes to set its length to. Its mode is that of the first volume read, & ~umask; not that when it is
-        no `copy` of it.
+        no `copy` of it. `keep`: the file is written from the first byte to the last, and with --keep-partial
+        `worker.keeping` says from where on, and is told what is finished.
         """
+        keeping = self._keeping if keep else None
         source = next((lock.fd for lock in self.locks if copy and lock.access is READ), None)
         mode = target_mode(source, self._umask)
-        output = Output(path, self.id, mode=mode, replace=replace, record=self.record)
+        output = Output(path, self.id, mode=mode, replace=replace, record=self.record, keeping=keeping)
         self.outputs.append(output)
-        if size:
+        if keeping:
+            keeping.take(output.fd, self._read, output.partial)
+        if size and not (keeping and keeping.continues):
             output.resize(size)
         return output
+
+    def keep(self, volume: Volume) -> None:
+        """As `keep` of `create`, for a volume that is written in place from the first byte to the last."""
+        if self._keeping:
+            self._keeping.take(volume.fd, self._read)
+
+    @property
+    def keeping(self) -> Keeping | None:
+        """With --keep-partial, of a target that was made or taken for it: where to go on; is told what is finished."""
+        return self._keeping if self._keeping and self._keeping.taken else None
+
+    @property
+    def kept_space(self) -> int:
+        """Bytes that the target needs no more, since an earlier job's partial has them."""
+        return self._keeping.space if self._keeping else 0
+
+    @property
+    def _read(self) -> list[tuple[str, int]]:
+        return [(lock.path, lock.fd) for lock in self.locks if lock.access is READ]
 
     def extents(self, volume: Volume) -> Iterator[tuple[int, int]]:
         """(offset, length) of the data, in pieces of at most 4 MiB; holes count as done on the way."""
@@ -194,12 +232,15 @@ class Worker:
 
     # --- what is told ----------------------------------------------------------------------------------------
 
-    def phase(self, name: str, total: int | None = None) -> None:
-        """A new part of the work begins. `total`: bytes of the whole job (counted from 0 again when given)."""
+    def phase(self, name: str, total: int | None = None, *, done: int = 0) -> None:
+        """A new part of the work begins. `total`: bytes of the whole job (counted from 0 again when given).
+
+        `done`: how many of them an earlier job did.
+        """
         report = self._reporter.report
         report.phase = name
         if total is not None:
-            report.total, report.processed = total, 0
+            report.total, report.processed, report.continued = total, done, done
         self._reporter.send()
 
     def skip(self, count: int) -> None:

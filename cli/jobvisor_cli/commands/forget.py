@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def command(ids: tuple[int | str, ...], everything: bool, before: float | None, quiet: bool) -> int:
     """Remove all that is known of ended jobs: their info, and their logs.
 
-    Nothing happens to the files that they worked on.
+    Nothing happens to the files that they worked on; what --keep-partial kept for a retry is removed.
     """
     if bool(ids) + everything + (before is not None) != 1:
         raise click.UsageError("name the jobs by their ids, or the word current, or give --all or --before 7d")

@@ -8,8 +8,9 @@ import click
 
 from jobvisor.errors import UsageError
 from jobvisor_cli import reach, streams
-from jobvisor_cli.command import Command, as_json, ids
+from jobvisor_cli.command import Command, as_json, ids, quiet
 from jobvisor_cli.ids import chosen, each
+from jobvisor_cli.sizes import show_size
 from jobvisor_workers import registry
 
 if TYPE_CHECKING:
@@ -20,12 +21,22 @@ if TYPE_CHECKING:
 @click.command("retry", cls=Command)
 @ids("the jobs, or the word current", verb="retry", required=True)
 @as_json("the new jobs as JSON objects, one per line, instead of their ids")
-def command(ids: tuple[int | str, ...], as_json: bool) -> int:
-    """Start failed or aborted jobs again, as new ones, and print the new ids."""
+@quiet()
+def command(ids: tuple[int | str, ...], as_json: bool, quiet: bool) -> int:
+    """Start failed or aborted jobs again, as new ones, and print the new ids.
+
+    A job that was run with --keep-partial goes on where it ended, if both ends are still what they were; others begin
+    anew.
+    """
 
     def retry(job: Job) -> None:
-        _check_pipes(job.info())
+        info = job.info()
+        _check_pipes(info)
+        kept = info.partial
         again = job.retry()
+        if not quiet:
+            how = f"goes on from the {show_size(kept.done)} that are done" if kept else "begins anew"
+            streams.note(f"job {again.id} {how}")
         if as_json:
             streams.json_line(again.info().to_dict())
         else:

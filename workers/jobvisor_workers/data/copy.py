@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from jobvisor_workers.data import libc, reflink
 from jobvisor_workers.data.cache import Reading
@@ -15,6 +15,9 @@ from jobvisor_workers.data.second import SecondThread
 from jobvisor_workers.data.window import Window
 from jobvisor_workers.data.zeros import PIECE, ZeroRanges, data_runs, preallocate, reserve, zero_out
 from jobvisor_workers.errors import BadArgument, JobError, NoSpace, from_os_error
+
+if TYPE_CHECKING:
+    from jobvisor_workers.keeping import Keeping
 
 MIB: Final = 1 << 20
 #: Bytes between two words of progress, and the most that an abort waits for.
@@ -36,6 +39,7 @@ def copy(
     advance: Callable[[int], None],
     window: Window | None,
     skip: Callable[[int], None] | None = None,
+    keeping: Keeping | None = None,
 ) -> str:
     """Copy the first `size` bytes; returns the method: "reflink", "copy_file_range" or "read-write".
 
@@ -48,10 +52,13 @@ def copy(
 
     `advance` is told the bytes done, `skip` (default: advance) those that needed no transfer: holes and shared blocks;
     `size` in all. Raises JobError for what is wrong with the source, OSError for the target.
+
+    `keeping`: is told what is finished. The copy begins at `keeping.done`, in a target that may hold anything behind
+    that; `advance` is told the rest only.
     """
     if reflink and sparse is not None:
         raise BadArgument("shared blocks keep the layout of the source: --reflink excludes --sparse and --no-sparse")
-    return _Copy(source, target, size, sparse, reflink, advance, skip or advance, window).run()
+    return _Copy(source, target, size, sparse, reflink, advance, skip or advance, window, keeping).run()
 
 
 class _Copy:
@@ -65,12 +72,14 @@ class _Copy:
         advance: Callable[[int], None],
         skip: Callable[[int], None],
         window: Window | None,
+        keeping: Keeping | None,
     ) -> None:
         self.source, self.target, self.size = source, target, size
+        self.keeping = keeping
         self.sparse, self.reflink = sparse, reflink
         self.advance, self.skip, self.window = advance, skip, window
         self.reading = Reading(source, size)
-        self.position = 0
+        self.position = keeping.done if keeping else 0
         # What makes holes, and zeros inside data, read as zeros; None where the target does so as it is.
         self.holes: ZeroRanges | None = None
         self.zeros: ZeroRanges | None = None
@@ -80,7 +89,7 @@ class _Copy:
             self.lay_out_device()
         else:
             self.lay_out_file()
-        shared = self.share()
+        shared = not self.position and self.share()
         if shared and self.position == self.size:
             return "reflink"
         # What the page cache holds is read from it. A target is never in it.
@@ -97,6 +106,8 @@ class _Copy:
                 ranges.flush()
         if self.window:
             self.window.finish()
+        if self.keeping:
+            self.keeping.finished(self.size)
         if shared:
             return "reflink"
         return "copy_file_range" if offload else "read-write"
@@ -114,6 +125,7 @@ class _Copy:
                 self.settle(*step, first.move(*step))
                 if other:
                     self.settle(*other, thread.take())
+                self.keep()
         return first.offload and second.offload
 
     def lay_out_device(self) -> None:
@@ -124,7 +136,9 @@ class _Copy:
         self.holes = self.zeros = ZeroRanges(self.target, zero_out, self.window)
 
     def lay_out_file(self) -> None:
-        if os.fstat(self.target).st_size:
+        if self.position:
+            os.ftruncate(self.target, self.position)
+        elif os.fstat(self.target).st_size:
             raise ValueError("the target of a copy must be empty")
         if not self.size:
             return
@@ -170,6 +184,14 @@ class _Copy:
         self.position = offset + length
         self.advance(length)
 
+    def keep(self) -> None:
+        """Note what is finished, if it is time: all before the position, once the zeros taken are made."""
+        if self.keeping and self.keeping.due():
+            for ranges in (self.holes, self.zeros):
+                if ranges:
+                    ranges.flush()
+            self.keeping.finished(self.position)
+
     def hole(self, end: int) -> None:
         """The source has a hole from the position to `end`."""
         if self.holes is None:
@@ -182,6 +204,7 @@ class _Copy:
             self.holes.add(self.position, length)
             self.position += length
             self.advance(length)
+            self.keep()
 
 
 class _Mover:

@@ -8,7 +8,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from jobvisor_workers.data import libc
 from jobvisor_workers.data.cow import cow_reason
@@ -17,6 +17,9 @@ from jobvisor_workers.data.passes import Pass
 from jobvisor_workers.data.second import SecondThread
 from jobvisor_workers.data.window import Window
 from jobvisor_workers.errors import InputOutput, JobError
+
+if TYPE_CHECKING:
+    from jobvisor_workers.keeping import Keeping
 
 __all__ = ["cow_reason", "new_seed", "run_pass", "trim"]
 
@@ -36,6 +39,8 @@ def run_pass(
     advance: Callable[[int], None],
     ranges: Sequence[tuple[int, int]] | None = None,
     seed: bytes | None = None,
+    keeping: Keeping | None = None,
+    part: int = 0,
 ) -> None:
     """Write `size` bytes in place, or read them back and compare; durable on return.
 
@@ -44,11 +49,15 @@ def run_pass(
     verification finds something else; JobError for a file that became shorter.
 
     `ranges`: offset and length of what alone is meant. `seed`: new_seed() of a random pass, for a verification of it.
+    `keeping` is told up to which byte pass number `part` is finished: for one range to the end.
     """
     meant = [(0, size)] if ranges is None else ranges
     count = sum(-(-length // STEP) for _, length in meant)
     with _content(step, count, seed or new_seed()) as (take, give):
-        (_verify if step.kind == "verify" else _write)(fd, _steps(meant), take, give, advance)
+        steps = _steps(meant) if keeping is None else _noting(_steps(meant), keeping, part)
+        (_verify if step.kind == "verify" else _write)(fd, steps, take, give, advance)
+    if keeping:
+        keeping.finished(size, part)
 
 
 def new_seed() -> bytes:
@@ -60,6 +69,14 @@ def _steps(ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     for start, length in ranges:
         for offset in range(start, start + length, STEP):
             yield offset, min(STEP, start + length - offset)
+
+
+def _noting(steps: Iterator[tuple[int, int]], keeping: Keeping, part: int) -> Iterator[tuple[int, int]]:
+    """Who asks for the next step has done the one before."""
+    for offset, length in steps:
+        yield offset, length
+        if keeping.due():
+            keeping.finished(offset + length, part)
 
 
 def trim(fd: int, size: int, *, advance: Callable[[int], None]) -> None:

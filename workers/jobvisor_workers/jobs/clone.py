@@ -49,8 +49,12 @@ class Clone(JobType, tag="clone"):
     format: Annotated[
         Format | None, Meta(description="the source's format when its first bytes are not to be trusted")
     ] = None
+    keep_partial: Annotated[
+        bool,
+        Meta(description="of a raw volume: if the job fails or is aborted, keep what is copied; retry goes on there"),
+    ] = False
     fills: ClassVar[bool] = True
-    retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
+    retry: ClassVar[Literal["never", "restart", "continue"]] = "continue"
 
     def plan(self, worker: Worker) -> None:
         """Everything that can be known before the first byte: chain, health of the image, room."""
@@ -73,8 +77,10 @@ class Clone(JobType, tag="clone"):
         elif device:
             self._check_device(worker, top, device, data)
         else:
-            self._check_directory(top, data)
+            self._check_directory(worker, top, data)
         self._warn(worker, chain)
+        if self.keep_partial and (not self._own(top) or uri.is_name(self.target)):
+            worker.warn(f"nothing is kept of {self.target} but the whole: only a copy byte by byte goes on from a part")
         if worker.dry_run:
             self._expect(worker, chain, data)
 
@@ -88,6 +94,7 @@ class Clone(JobType, tag="clone"):
             what="the clone",
             doing=self._doing,
             capacity=lambda: self._capacity(worker, chain[0]),
+            keep=self._own(chain[0]),
         )
         return {
             "source": self.source,
@@ -101,6 +108,10 @@ class Clone(JobType, tag="clone"):
     @property
     def _doing(self) -> str:
         return f"clone {self.source}"
+
+    def _own(self, top: Image) -> bool:
+        """Copied byte by byte from the first to the last, by us."""
+        return top.plain and not self.reflink
 
     # --- before the first byte -------------------------------------------------------------------------------
 
@@ -127,13 +138,13 @@ class Clone(JobType, tag="clone"):
                 f"{self.target} is larger than {self.source}: its last {device.size - needed} bytes stay as they were"
             )
 
-    def _check_directory(self, top: Image, data: int) -> None:
+    def _check_directory(self, worker: Worker, top: Image, data: int) -> None:
         directory = making.directory_of(self.target, self.replace)
         room.check_writable(self.target, directory)
         sharing = self.reflink or (top.plain and self.reflink is None and room.may_share(top.fd, directory))
         if self.sparse or sharing:
             return
-        needed = top.size if self.sparse is False else data
+        needed = (top.size if self.sparse is False else data) - worker.kept_space
         advice = "" if self.sparse is False else "; --sparse tries anyway, leaving out zeroes"
         room.check_free(directory, needed, f"{self._doing} to {self.target}", advice)
 
@@ -196,7 +207,8 @@ class Clone(JobType, tag="clone"):
         return "qemu-img"
 
     def _copy(self, worker: Worker, top: Image, target: int, backing: tuple[str, str] | None) -> str:
-        worker.phase("copy", total=top.container)
+        keeping = worker.keeping
+        worker.phase("copy", total=top.container, done=keeping.done if keeping else 0)
         method = copy.copy(
             top.fd,
             target,
@@ -206,6 +218,7 @@ class Clone(JobType, tag="clone"):
             advance=worker.advance,
             window=Window(target),
             skip=worker.skip,
+            keeping=keeping,
         )
         if backing and backing[0] != top.backing:
             qemu_img.rename_backing(worker, target, top.format, backing, self._doing)

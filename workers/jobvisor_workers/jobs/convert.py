@@ -52,8 +52,12 @@ class Convert(JobType, tag="convert"):
     format: Annotated[
         Format | None, Meta(description="the source's format when its first bytes are not to be trusted")
     ] = None
+    keep_partial: Annotated[
+        bool,
+        Meta(description="from raw to raw: if the job fails or is aborted, keep what is copied; retry goes on there"),
+    ] = False
     fills: ClassVar[bool] = True
-    retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
+    retry: ClassVar[Literal["never", "restart", "continue"]] = "continue"
 
     def plan(self, worker: Worker) -> None:
         """Everything that can be known before the first byte: options, chain, health of the images, room."""
@@ -70,6 +74,8 @@ class Convert(JobType, tag="convert"):
             if count:
                 worker.warn(f"{self.source} has {count} {what}, which {self.target} does not get")
         needed = self._check_room(worker, chain)
+        if self.keep_partial and (not self._own(top) or uri.is_name(self.target)):
+            worker.warn(f"nothing is kept of {self.target} but the whole: only raw to raw goes on from a part")
         if worker.dry_run:
             self._expect(worker, chain, needed)
 
@@ -83,6 +89,7 @@ class Convert(JobType, tag="convert"):
             what="the new volume",
             doing=self._doing,
             capacity=lambda: self._check_room(worker, chain),
+            keep=self._own(chain[0]),
         )
         return {
             "source": self.source,
@@ -154,7 +161,7 @@ class Convert(JobType, tag="convert"):
         directory = making.directory_of(self.target, self.replace)
         room.check_writable(self.target, directory)
         if not self.compress and not self._may_share(top, directory):
-            room.check_free(directory, needed, f"{self._doing} to {self.target}")
+            room.check_free(directory, needed - worker.kept_space, f"{self._doing} to {self.target}")
         return needed
 
     def _expect(self, worker: Worker, chain: list[Image], needed: int) -> None:
@@ -184,7 +191,8 @@ class Convert(JobType, tag="convert"):
     def _fill(self, worker: Worker, chain: list[Image], target: int, directory: str | None) -> str:
         """Write all of the target and bring it to the disk but for its metadata; returns how."""
         top = chain[0]
-        worker.phase("convert", total=top.size)
+        keeping = worker.keeping
+        worker.phase("convert", total=top.size, done=keeping.done if keeping else 0)
         if self._own(top):
             sparse = None if self.preallocation == "off" else False
             method = copy.copy(
@@ -195,6 +203,7 @@ class Convert(JobType, tag="convert"):
                 advance=worker.advance,
                 window=Window(target),
                 skip=worker.skip,
+                keeping=keeping,
             )
             worker.phase("sync")
             return method

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
@@ -13,6 +13,7 @@ from jobvisor_workers.data import overwrite
 from jobvisor_workers.data.passes import PASSES, Pass, verified
 from jobvisor_workers.errors import BadArgument, from_os_error
 from jobvisor_workers.jobtype import WRITE, JobType
+from jobvisor_workers.keeping import Keeping
 from jobvisor_workers.qcow2 import Range
 from jobvisor_workers.qemu_img import Format, Image
 from jobvisor_workers.worker import Volume, Worker
@@ -44,7 +45,10 @@ class Wipe(JobType, tag="wipe"):
     format: Annotated[
         Format | None, Meta(description="with --content: the format when the first bytes are not to be trusted")
     ] = None
-    retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
+    keep_partial: Annotated[
+        bool, Meta(description="note how far it came, for retry to go on from there (not with --content or trim)")
+    ] = False
+    retry: ClassVar[Literal["never", "restart", "continue"]] = "continue"
 
     def load(self) -> None:
         if any(step.kind == "random" for step in PASSES.get(self.algorithm, ())):
@@ -60,6 +64,9 @@ class Wipe(JobType, tag="wipe"):
         warn_of_copies(worker, target)
         if self.algorithm == "trim":
             worker.warn(f"trim does not overwrite {self.volume}: the storage may keep the old data")
+        if self.keep_partial and not self._goes_on:
+            how = "--content" if self.content else "trim"
+            worker.warn(f"how far it came is not noted: a wipe with {how} begins anew in any case")
         if worker.dry_run:
             self._expect(worker, target, places if image else [(0, target.size)])
 
@@ -80,6 +87,10 @@ class Wipe(JobType, tag="wipe"):
     @property
     def _doing(self) -> str:
         return f"wipe {self.volume}"
+
+    @property
+    def _goes_on(self) -> bool:
+        return not self.content and self.algorithm != "trim"
 
     def _check_options(self) -> None:
         if self.format and not self.content:
@@ -123,19 +134,36 @@ class Wipe(JobType, tag="wipe"):
             inside.unpack(worker, image, self._doing)
             places = inside.places(worker, self._image(worker), self._doing)
         passes, size = self._passes(), sum(length for _, length in places)
+        if self._goes_on:
+            worker.keep(target)
+        keeping = worker.keeping
+        first, start = _place(keeping, passes) if keeping else (0, 0)
         seed = b""
-        for number, step in enumerate(passes, 1):
-            name = f"pass {number} of {len(passes)}"
-            worker.phase(f"{name}: {step.name}", total=size * len(passes) if number == 1 else None)
+        for part, step in enumerate(passes[first:], first):
+            name = f"pass {part + 1} of {len(passes)}"
+            total = size * len(passes) if part == first else None
+            worker.phase(f"{name}: {step.name}", total=total, done=first * size + start)
             seed = overwrite.new_seed() if step.kind == "random" else seed
-            advance = telling(worker, name, size, left)
-            overwrite.run_pass(target.fd, size, step, advance=advance, ranges=places, seed=seed)
+            advance = telling(worker, name, size, left, start)
+            rest = [(start, size - start)] if start else places
+            overwrite.run_pass(
+                target.fd, size, step, advance=advance, ranges=rest, seed=seed, keeping=keeping, part=part
+            )
+            start = 0
         return {
             "passes": len(passes),
             "overwritten": True,
             "verified": passes[-1].kind == "verify",
             "size": size,
         }
+
+
+def _place(keeping: Keeping, passes: Sequence[Pass]) -> tuple[int, int]:
+    """The pass to go on with, and the byte."""
+    if passes[-1].kind == "verify" and not passes[-1].pattern and keeping.part >= len(passes) - 2:
+        return len(passes) - 2, 0  # what was random is not known any more, and cannot be told from what is there
+    # Whole steps, for patterns to go on as they began.
+    return keeping.part, keeping.done // overwrite.STEP * overwrite.STEP
 
 
 def allocation(target: Volume) -> int:
@@ -153,10 +181,17 @@ def warn_of_copies(worker: Worker, target: Volume) -> None:
 
 
 def telling(
-    worker: Worker, name: str, size: int, left: str = "the old data cannot be used, and may still be readable in part"
+    worker: Worker,
+    name: str,
+    size: int,
+    left: str = "the old data cannot be used, and may still be readable in part",
+    done: int = 0,
 ) -> Callable[[int], None]:
-    """worker.advance that also keeps abort_effect up to date. `left`: what the end of it says."""
-    done, due = 0, 0.0
+    """worker.advance that also keeps abort_effect up to date. `left`: what the end of it says.
+
+    `done`: bytes that the pass has behind it already.
+    """
+    due = 0.0
 
     def tell(count: int) -> None:
         nonlocal done, due
