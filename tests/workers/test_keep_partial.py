@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import stat
@@ -449,3 +450,68 @@ def test_a_device_that_is_read_must_not_be_written_to(supervisor: Supervisor, so
             file.write(b"other")
         info = job.retry().wait(60)
         assert f"{device} is not what it was: it was written to" in str(info.errmsg)
+
+
+# --- upload, download ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [
+        ("abort", {}),
+        ("kill", {"checksum": "sha256", "offset": 5000}),
+        ("kill", {"sparse": True}),
+        ("abort", {"sparse": False, "offset": 4096}),
+    ],
+)
+def test_a_download_goes_on(
+    supervisor: Supervisor, source: Path, tmp_path: Path, end: End, how: dict[str, Any]
+) -> None:
+    target = tmp_path / "target.raw"
+    job = ended(supervisor, end, "download", volume=source, target=target, **how)
+    again = job.retry().wait(60)
+    assert again.ok, again.errmsg
+    assert again.result
+    assert AFTER - 8 * MIB <= again.data_continued <= AFTER
+    content = source.read_bytes()[how.get("offset", 0) :]
+    assert target.read_bytes() == content
+    assert "checksum" not in how or again.result["digest"] == hashlib.sha256(content).hexdigest()
+    assert temporaries(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [("abort", {"expect": True}), ("kill", {"offset": 5000}), ("kill", {"sparse": True})],
+)
+def test_an_upload_goes_on(
+    supervisor: Supervisor, source: Path, tmp_path: Path, end: End, how: dict[str, Any]
+) -> None:
+    volume = filled(tmp_path / "volume.raw", SIZE + 10_000, seed=2)
+    content, offset = source.read_bytes(), how.get("offset", 0)
+    expected = bytearray(volume.read_bytes())
+    expected[offset : offset + SIZE] = content
+    if "expect" in how:
+        how = {"expect": hashlib.sha256(content).hexdigest()}
+    job = ended(supervisor, end, "upload", phase="write", volume=volume, source=source, **how)
+    again = job.retry().wait(60)
+    assert again.ok, again.errmsg
+    assert again.result
+    assert (again.result["size"], again.data_processed) == (SIZE, SIZE)
+    assert again.data_continued >= AFTER - 8 * MIB
+    assert volume.read_bytes() == expected
+
+
+def test_an_upload_into_what_was_changed_does_not_go_on(supervisor: Supervisor, source: Path, tmp_path: Path) -> None:
+    volume = filled(tmp_path / "volume.raw", SIZE, seed=2)
+    job = ended(supervisor, "kill", "upload", phase="write", volume=volume, source=source)
+    write(volume)
+    info = job.retry().wait(60)
+    assert f"{volume} is not what it was" in str(info.errmsg)
+
+
+def test_an_upload_that_grows_its_volume_begins_anew(supervisor: Supervisor, source: Path, tmp_path: Path) -> None:
+    volume = tmp_path / "volume.raw"
+    volume.touch()
+    info = supervisor.start("upload", volume=str(volume), source=str(source), keep_partial=True).wait(60)
+    assert any(text.startswith("how far it came is not noted") for text in info.warnings), info.errmsg
+    assert volume.read_bytes() == source.read_bytes()

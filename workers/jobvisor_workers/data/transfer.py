@@ -21,6 +21,8 @@ from jobvisor_workers.pipes import Input, Output
 if TYPE_CHECKING:
     from hashlib import _Hash
 
+    from jobvisor_workers.keeping import Keeping
+
 #: Bytes from which on a digest is worth another thread.
 LONG: Final = 256 << 10
 _ZEROS: Final = memoryview(bytes(1 << 20))
@@ -53,11 +55,18 @@ class Sink(Protocol):
 
 
 def transfer(
-    source: Source, sink: Sink, *, digest: _Hash | None, advance: Callable[[int], None], skip: Callable[[int], None]
+    source: Source,
+    sink: Sink,
+    *,
+    digest: _Hash | None,
+    advance: Callable[[int], None],
+    skip: Callable[[int], None],
+    note: Callable[[int], None] | None = None,
 ) -> int:
     """Move all there is; returns how many bytes. `advance` is told those moved, `skip` those of holes.
 
-    `digest` is fed with what is moved, holes too. Raises JobError for the source, OSError for the sink.
+    `digest` is fed with what is moved, holes too. `note` is told after each stretch how many were moved so far. Raises
+    JobError for the source, OSError for the sink.
     """
     buffer, total = huge_buffer(STEP), 0
     view = memoryview(buffer)
@@ -80,8 +89,44 @@ def transfer(
                 sink.hole(length)
             total += length
             (advance if is_data or sink.fills_holes else skip)(length)
+            if note:
+                note(total)
     sink.finish()
     return total
+
+
+def go_on(
+    fd: int,
+    start: int,
+    length: int,
+    sink: VolumeSink,
+    keeping: Keeping,
+    *,
+    digest: _Hash | None,
+    advance: Callable[[int], None],
+    skip: Callable[[int], None],
+) -> int:
+    """As `transfer` of this part of a file or device, of which `keeping.done` bytes are there already.
+
+    For the digest those are read again.
+    """
+    done = keeping.done
+    if digest:
+        transfer(FileSource(fd, start, done), Nowhere(), digest=digest, advance=_ignore, skip=_ignore)
+
+    def note(moved: int) -> None:
+        if keeping.due():
+            sink.flush()
+            keeping.finished(done + moved)
+
+    rest = FileSource(fd, start + done, length - done)
+    moved = done + transfer(rest, sink, digest=digest, advance=advance, skip=skip, note=note)
+    keeping.finished(moved)
+    return moved
+
+
+def _ignore(_count: int) -> None:
+    pass
 
 
 class FileSource:
@@ -163,9 +208,13 @@ class VolumeSink:
         start, self.at = self.at, self.at + length
         self._zero(start, length)
 
-    def finish(self) -> None:
+    def flush(self) -> None:
+        """Write what was only taken yet. Raises OSError."""
         if self._zeros:
             self._zeros.flush()
+
+    def finish(self) -> None:
+        self.flush()
         if not libc.is_block_device(self._fd) and os.fstat(self._fd).st_size < self.at:
             os.ftruncate(self._fd, self.at)
         self._window.finish()

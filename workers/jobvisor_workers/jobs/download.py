@@ -51,8 +51,11 @@ class Download(JobType, tag="download"):
         str | None, Meta(description="fail when the digest is another one (sha256, or that of --checksum)")
     ] = None
     replace: Annotated[bool, Meta(description="give up what the target holds")] = False
+    keep_partial: Annotated[
+        bool, Meta(description="if the job fails or is aborted, keep what is copied; retry goes on there (not: pipes)")
+    ] = False
     remote: ClassVar[bool] = True
-    retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
+    retry: ClassVar[Literal["never", "restart", "continue"]] = "continue"
 
     def plan(self, worker: Worker) -> None:
         volume = volume_of(worker, self.volume, self._doing)
@@ -68,7 +71,9 @@ class Download(JobType, tag="download"):
         elif device := making.device_of(worker, self.target):
             self._check_device(worker, size, device)
         else:
-            self._check_directory(volume, size)
+            self._check_directory(worker, volume, size)
+        if self.keep_partial and (self.target == PIPE or isinstance(volume, RemoteVolume)):
+            worker.warn(f"nothing is kept of {self.target} but the whole: only from and to a path goes on from a part")
         if worker.dry_run:
             self._expect(worker, volume, size)
 
@@ -79,8 +84,8 @@ class Download(JobType, tag="download"):
         result = {"volume": self.volume, "target": self.target, "offset": self.offset, "size": size}
         worker.phase("copy", total=size)
         if self.target == PIPE:
-            with worker.stdout() as stdout, self._source(volume, size) as source:
-                self._move(worker, source, transfer.PipeSink(stdout), digested)
+            with worker.stdout() as stdout:
+                self._move(worker, volume, size, transfer.PipeSink(stdout), digested)
             return result | {"method": "pipe", **digested.result()}
         method, space = making.make(
             worker,
@@ -89,6 +94,7 @@ class Download(JobType, tag="download"):
             lambda target, directory: self._fill(worker, volume, size, target, directory, digested),
             what="what was downloaded",
             doing=self._doing,
+            keep=isinstance(volume, Volume),
         )
         return result | {"method": method, "allocated": space, **digested.result()}
 
@@ -110,12 +116,12 @@ class Download(JobType, tag="download"):
         if size < device.size:
             worker.warn(f"the last {device.size - size} bytes of {self.target} stay as they were")
 
-    def _check_directory(self, volume: Volume | RemoteVolume, size: int) -> None:
+    def _check_directory(self, worker: Worker, volume: Volume | RemoteVolume, size: int) -> None:
         directory = making.directory_of(self.target, self.replace)
         room.check_writable(self.target, directory)
         if not self.sparse and not self._shares(volume, directory):
             needed = size if self.sparse is False else self._data(volume, size)
-            room.check_free(directory, needed, f"{self._doing} to {self.target}")
+            room.check_free(directory, needed - worker.kept_space, f"{self._doing} to {self.target}")
 
     def _expect(self, worker: Worker, volume: Volume | RemoteVolume, size: int) -> None:
         data = self._data(volume, size)
@@ -153,20 +159,32 @@ class Download(JobType, tag="download"):
         digested: Digested,
     ) -> str:
         """Write all of the target and bring it to the disk but for its metadata; returns how."""
-        window = Window(target)
+        window, keeping = Window(target), worker.keeping
+        if keeping:
+            worker.phase("copy", total=size, done=keeping.done)
         if isinstance(volume, Volume) and not self.offset and digested.state is None:
             method = copy.copy(
-                volume.fd, target, size, sparse=self.sparse, advance=worker.advance, window=window, skip=worker.skip
+                volume.fd,
+                target,
+                size,
+                sparse=self.sparse,
+                advance=worker.advance,
+                window=window,
+                skip=worker.skip,
+                keeping=keeping,
             )
         else:
+            done = keeping.done if keeping else 0
+            if keeping and directory:
+                os.ftruncate(target, done)
+                os.ftruncate(target, size)
             if directory and self.sparse is False:
                 preallocate(target, size)
             if directory and isinstance(volume, RemoteVolume):
                 os.fchmod(target, os.fstat(target).st_mode & volume.mode)
             zeros = None if directory else zero_out
-            sink = transfer.VolumeSink(target, 0, sparse=bool(self.sparse), zeros=zeros, window=window)
-            with self._source(volume, size) as source:
-                self._move(worker, source, sink, digested)
+            sink = transfer.VolumeSink(target, done, sparse=bool(self.sparse), zeros=zeros, window=window)
+            self._move(worker, volume, size, sink, digested)
             method = "stream" if isinstance(volume, RemoteVolume) else "read-write"
         worker.phase("sync")
         return method
@@ -179,9 +197,16 @@ class Download(JobType, tag="download"):
         else:
             yield transfer.FileSource(volume.fd, self.offset, size)
 
-    def _move(self, worker: Worker, source: transfer.Source, sink: transfer.Sink, digested: Digested) -> None:
+    def _move(
+        self, worker: Worker, volume: Volume | RemoteVolume, size: int, sink: transfer.Sink, digested: Digested
+    ) -> None:
+        how: dict[str, Any] = {"digest": digested.state, "advance": worker.advance, "skip": worker.skip}
         try:
-            transfer.transfer(source, sink, digest=digested.state, advance=worker.advance, skip=worker.skip)
+            if worker.keeping and isinstance(volume, Volume) and isinstance(sink, transfer.VolumeSink):
+                transfer.go_on(volume.fd, self.offset, size, sink, worker.keeping, **how)
+            else:
+                with self._source(volume, size) as source:
+                    transfer.transfer(source, sink, **how)
         except OSError as error:
             raise from_os_error(error, f"{self._doing} to {self.target}")
         digested.check()

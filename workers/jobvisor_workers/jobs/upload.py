@@ -43,8 +43,11 @@ class Upload(JobType, tag="upload"):
     expect: Annotated[
         str | None, Meta(description="fail when the digest is another one (sha256, or that of --checksum)")
     ] = None
+    keep_partial: Annotated[
+        bool, Meta(description="note how far it came, for retry to go on from there (from a file, if nothing grows)")
+    ] = False
     remote: ClassVar[bool] = True
-    retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
+    retry: ClassVar[Literal["never", "restart", "continue"]] = "continue"
 
     def plan(self, worker: Worker) -> None:
         volume = self._volume(worker)
@@ -58,6 +61,7 @@ class Upload(JobType, tag="upload"):
         source = self._source(worker)
         size = self._size(source)
         if size is None:
+            self._say_whether_kept(worker, volume, source)
             worker.expect(reads={PIPE: None}, writes={self.volume: None})
             return
         end = self.offset + size
@@ -72,6 +76,7 @@ class Upload(JobType, tag="upload"):
             room.check_free(directory, size - there, f"{self._doing} from {self._named_source}")
         if end < volume.size and self.length is None:
             worker.warn(f"the last {volume.size - end} bytes of {self.volume} stay as they are")
+        self._say_whether_kept(worker, volume, source)
         if worker.dry_run:
             read = _allocated(source, 0, size) if source else size
             space = room.in_blocks(max(0, size - there)) if volume.kind == "file" else 0
@@ -91,7 +96,9 @@ class Upload(JobType, tag="upload"):
             with start.reading(0, start.size) as stream:
                 moved = self._write(worker, volume, stream, total, digested)
         else:
-            moved = self._write(worker, volume, transfer.FileSource(start.fd, 0, start.size), total, digested)
+            if isinstance(volume, Volume) and self._goes_on(volume, start):
+                worker.keep(volume)
+            moved = self._write(worker, volume, start, total, digested)
         return {
             "volume": self.volume,
             "source": self.source,
@@ -125,6 +132,17 @@ class Upload(JobType, tag="upload"):
             )
         return source.size
 
+    def _goes_on(self, volume: Volume | RemoteVolume, source: Volume | RemoteVolume | None) -> bool:
+        """Both can be proved to be what they were, and the volume has its size from the beginning."""
+        local = isinstance(volume, Volume) and isinstance(source, Volume)
+        return local and source is not None and self.offset + source.size <= volume.size
+
+    def _say_whether_kept(
+        self, worker: Worker, volume: Volume | RemoteVolume, source: Volume | RemoteVolume | None
+    ) -> None:
+        if self.keep_partial and not self._goes_on(volume, source):
+            worker.warn("how far it came is not noted: only from a file or device to one that has the room goes on")
+
     def _too_much(self, limit: int) -> JobError:
         if self.length is not None:
             return JobError(f"cannot {self._doing}: standard input has more than the {limit} bytes of --length")
@@ -136,16 +154,17 @@ class Upload(JobType, tag="upload"):
         self,
         worker: Worker,
         volume: Volume | RemoteVolume,
-        source: transfer.Source,
+        source: transfer.Source | Volume,
         total: int | None,
         digested: Digested,
     ) -> int:
-        worker.phase("write", total=total)
+        done = worker.keeping.done if worker.keeping else 0
+        worker.phase("write", total=total, done=done)
         if isinstance(volume, RemoteVolume):
             with volume.writing(self.offset) as stream:
                 return self._move(worker, volume, source, stream, total, digested)
         zeros, window = transfer.zero_maker(volume.fd, sparse=self.sparse), Window(volume.fd)
-        sink = transfer.VolumeSink(volume.fd, self.offset, sparse=self.sparse, zeros=zeros, window=window)
+        sink = transfer.VolumeSink(volume.fd, self.offset + done, sparse=self.sparse, zeros=zeros, window=window)
         try:
             return self._move(worker, volume, source, sink, total, digested)
         except BaseException:
@@ -157,7 +176,7 @@ class Upload(JobType, tag="upload"):
         self,
         worker: Worker,
         volume: Volume | RemoteVolume,
-        source: transfer.Source,
+        source: transfer.Source | Volume,
         sink: transfer.VolumeSink | StreamSink,
         total: int | None,
         digested: Digested,
@@ -181,7 +200,12 @@ class Upload(JobType, tag="upload"):
 
         tell()
         try:
-            moved = transfer.transfer(source, sink, digest=digested.state, advance=advance, skip=skip)
+            how: dict[str, Any] = {"digest": digested.state, "advance": advance, "skip": skip}
+            if isinstance(source, Volume) and worker.keeping and isinstance(sink, transfer.VolumeSink):
+                moved = transfer.go_on(source.fd, 0, source.size, sink, worker.keeping, **how)
+            else:
+                start = transfer.FileSource(source.fd, 0, source.size) if isinstance(source, Volume) else source
+                moved = transfer.transfer(start, sink, **how)
             if self.length not in (None, moved):
                 raise JobError(
                     f"cannot {self._doing}: standard input ended after {moved} of the {self.length} bytes of --length"
