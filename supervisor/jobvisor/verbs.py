@@ -24,11 +24,8 @@ from jobvisor.reasons import HELD, explain
 from jobvisor.record import Notes, Record, Waiter
 from jobvisor.states import ALLOWED, State, Verb
 from jobvisor_workers import registry
-from jobvisor_workers.protocol import Life, Request, Requester
+from jobvisor_workers.protocol import ENDLESS, Life, Request, Requester
 from jobvisor_workers.settle import settle
-
-#: Seconds: longer than anything runs.
-ENDLESS = 1e9
 
 
 def suspend(engine: Engine, id: int, wait: bool) -> Future[JobInfo]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobvisor import Job, JobInfo, Supervisor, UsageError, WaitTimeout
+from support.frozen import blocked, frozen
 from support.images import MIB, filled
 from support.libvirtd import Libvirtd
-from support.lock_scenes import need, started, wait_until
+from support.lock_scenes import started, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -128,17 +127,6 @@ def test_bad_input(supervisor: Supervisor, libvirtd: Libvirtd, own: Path, refuse
         start("build", dry_run=True).suspend()
 
 
-@contextmanager
-def frozen(directory: Path) -> Iterator[None]:
-    """Whoever makes a file or directory there waits, uninterruptible, until the with block is left."""
-    need("fsfreeze")
-    subprocess.run(["fsfreeze", "--freeze", directory], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["fsfreeze", "--unfreeze", directory], check=True)
-
-
 @pytest.fixture
 def slow(libvirtd: Libvirtd) -> Iterator[Path]:
     """The directory of a pool called slow, on a filesystem that can be frozen."""
@@ -147,13 +135,6 @@ def slow(libvirtd: Libvirtd) -> Iterator[Path]:
     yield directory
     libvirtd.run("pool-destroy", "slow")
     libvirtd.virsh("pool-undefine", "slow")
-
-
-def blocked(libvirtd: Libvirtd) -> bool:
-    """A thread of the daemon waits for what is frozen."""
-    assert libvirtd.process is not None
-    tasks = Path(f"/proc/{libvirtd.process.pid}/task")
-    return any(b") D " in (task / "stat").read_bytes() for task in tasks.iterdir())
 
 
 def test_an_abort_waits_for_libvirtd(libvirtd: Libvirtd, slow: Path, start: Start) -> None:

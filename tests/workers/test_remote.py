@@ -11,11 +11,16 @@ from typing import Any
 
 import pytest
 
-from jobvisor import Job, JobInfo, State, Supervisor
+from jobvisor import Job, JobInfo, State, Supervisor, UsageError
+from jobvisor.asking import Options
 from jobvisor.testing import halt_at
+from jobvisor_workers.protocol import Requester
 from support.far import far
-from support.images import MIB, filled, scattered
+from support.frozen import blocked, frozen
+from support.images import MIB, filled, identical, overlay, qcow2, qemu_img, scattered
 from support.libvirtd import Libvirtd
+from support.lock_scenes import wait_until
+from support.users import NOBODY
 
 SIZE = 9 * MIB
 
@@ -184,3 +189,160 @@ def test_what_cannot_be_done_from_here(
     assert why in (info.errmsg or "")
     assert (volume.read_bytes(), libvirtd.volumes("ext4")) == (before, listed)
     assert not os.path.exists("b")
+
+
+# --- what libvirtd does by itself ------------------------------------------------------------------------------------
+
+
+def test_wipe(run: Run, libvirtd: Libvirtd) -> None:
+    path = libvirtd.make_volume("ext4", "one", SIZE)
+    filled(path, SIZE)
+    info = run("wipe", volume=ONE)
+    assert info.ok, info.errmsg
+    assert (info.result or {})["overwritten"] is True
+    assert (info.warnings, info.delegated, info.abort_effect) == ([], False, None)
+    assert path.read_bytes()[:SIZE] == bytes(SIZE)
+    os.truncate(path, 2 * SIZE)
+    libvirtd.refresh("ext4")
+    info = run("wipe", volume=ONE)
+    assert (info.result or {})["overwritten"] is False
+    assert info.warnings == [f"{ONE} has holes: libvirtd then gives all of its blocks back instead of overwriting them"]
+
+
+def test_resize_and_delete(run: Run, volume: Path, libvirtd: Libvirtd) -> None:
+    assert "it would lose what lies beyond byte 1048576" in (run("resize", volume=ONE, capacity=MIB).errmsg or "")
+    info = run("resize", volume=ONE, capacity=MIB, delta=True)
+    assert info.ok, info.errmsg
+    assert (info.result or {})["capacity"] == volume.stat().st_size == SIZE + MIB
+    info = run("resize", volume=ONE, capacity=SIZE, shrink=True)
+    assert info.ok, info.errmsg
+    assert volume.stat().st_size == libvirtd.info("ext4", "one")[0] == SIZE
+    assert run("delete", volume=ONE, zeroed=True).ok
+    assert libvirtd.volumes("ext4") == set()
+    assert not volume.exists()
+
+
+def test_create(run: Run, libvirtd: Libvirtd, tmp_path: Path) -> None:
+    filled(tmp_path / "key", 8)
+    where = libvirtd.pool("ext4")
+    info = run("create", target=ONE, capacity=64 * MIB)
+    assert info.ok, info.errmsg
+    assert info.result == {
+        "target": ONE, "format": "raw", "capacity": 64 * MIB, "allocation": 0, "backing": None,
+        "backing_format": None, "encryption": None,
+    }  # fmt: skip
+    assert libvirtd.info("ext4", "one") == (64 * MIB, 0)
+    assert "exists already" in (run("create", target=ONE, capacity=MIB).errmsg or "")
+    two = "vol://ext4/two"
+    info = run("create", target=two, capacity=0, format="qcow2", backing_vol=ONE, cluster_size=128 << 10)
+    assert info.ok, info.errmsg
+    assert "--encrypt: libvirtd does the work" in (
+        run("create", target="vol://ext4/x", capacity=MIB, encrypt="luks", secret_file=str(tmp_path / "key")).errmsg
+        or ""
+    )
+    assert libvirtd.info("ext4", "two")[0] == 64 * MIB
+    assert "cluster_size: 131072" in qemu_img("info", where / "two")
+    assert "cannot create" in (run("create", target="vol://ext4/x", capacity=MIB, prealloc="full").errmsg or "")
+    assert libvirtd.volumes("ext4") == {"one", "two"}
+
+
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+def test_clone_there(run: Run, volume: Path, libvirtd: Libvirtd, format: str, tmp_path: Path) -> None:
+    if format == "qcow2":
+        volume.unlink()
+        qcow2(volume, scattered(tmp_path / "content", SIZE))
+        libvirtd.refresh("ext4")
+    libvirtd.pool("xfs")
+    for target in ("vol://ext4/two", "vol://xfs/two"):
+        info = run("clone", source=ONE, target=target)
+        assert info.ok, info.errmsg
+        assert ((info.result or {})["method"], (info.result or {})["format"]) == ("libvirt", format)
+        assert info.data_processed == info.data_total
+        pool = target.split("/")[2]
+        assert identical(volume, libvirtd.path(pool, "two"))
+        assert "exists already" in (run("clone", source=ONE, target=target).errmsg or "")
+        assert "two" in libvirtd.volumes(pool)
+
+
+def test_clone_from_there_and_to_there(run: Run, volume: Path, libvirtd: Libvirtd, tmp_path: Path) -> None:
+    info = run("clone", source=ONE, target=str(tmp_path / "b"))
+    assert info.ok, info.errmsg
+    assert (tmp_path / "b").read_bytes() == volume.read_bytes()
+    assert (tmp_path / "b").stat().st_blocks * 512 < SIZE // 2
+    image = overlay(tmp_path / "c", "b", "raw", "1M 1M")
+    for source, name in (("b", "two"), ("c", "three")):
+        info = run("clone", source=str(tmp_path / source), target=f"vol://ext4/{name}")
+        assert info.ok, info.errmsg
+        there = libvirtd.path("ext4", name)
+        assert there.read_bytes() == (tmp_path / source).read_bytes()
+        assert there.stat().st_blocks * 512 < SIZE // 2
+    assert info.warnings == [f"{image} is based on b, and so is the clone, wherever it is"]
+    # Its pool knows what it is now.
+    assert "<format type='qcow2'/>" in libvirtd.virsh("vol-dumpxml", "three", "--pool", "ext4")
+
+
+def test_a_clone_that_ends_early_leaves_no_volume(
+    run: Run, start: Start, supervisor: Supervisor, libvirtd: Libvirtd, tmp_path: Path
+) -> None:
+    libvirtd.pool("ext4")
+    filled(tmp_path / "a", SIZE)
+    with halt_at(supervisor, "copy", after=2 * MIB) as halt:
+        job = start("clone", source=str(tmp_path / "a"), target=ONE)
+        halt.wait()
+        assert libvirtd.volumes("ext4") == {"one"}
+        assert job.abort().state is State.ABORTED
+    assert libvirtd.volumes("ext4") == set()
+    libvirtd.pool("tiny")
+    info = run("clone", source=str(tmp_path / "a"), target="vol://tiny/one")
+    assert info.cause == "no-space"
+    assert libvirtd.volumes("tiny") == set()
+
+
+def test_an_abort_waits_for_libvirtd_and_takes_back_what_it_made(
+    start: Start, volume: Path, libvirtd: Libvirtd
+) -> None:
+    """Three times the grace period."""
+    with frozen(volume.parent):
+        job = start("clone", source=ONE, target="vol://ext4/two")
+        wait_until(lambda: blocked(libvirtd), "libvirtd is at work")
+        with pytest.raises(UsageError, match="another program does its work"):
+            job.suspend()
+        assert job.info().delegated
+        info = job.abort(wait=False)
+        assert info.abort_effect == "nothing is stopped: libvirtd goes on until vol://ext4/two is made"
+        assert job.info().state is State.ABORTING
+        with pytest.raises(TimeoutError):
+            job.wait(0.9)
+    ended = job.wait(20)
+    assert ended.state is State.ABORTED
+    assert ended.warnings == ["libvirtd could not be stopped: vol://ext4/two is made all the same"]
+    assert libvirtd.volumes("ext4") == {"one"}
+
+
+def test_libvirtd_is_killed_at_its_work(start: Start, libvirtd: Libvirtd, volume: Path) -> None:
+    with frozen(volume.parent):
+        job = start("clone", source=ONE, target="vol://ext4/two")
+        wait_until(lambda: blocked(libvirtd), "libvirtd is at work")
+        assert libvirtd.process is not None
+        libvirtd.process.kill()
+    info = job.wait(20)
+    libvirtd.process.wait()
+    libvirtd.start()
+    assert (info.state, info.cause) == ("failed", "error")
+    assert "the connection to qemu+ext://far.example/" in (info.errmsg or "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for somebody else")
+def test_a_user_who_may_ask_libvirtd_and_not_open_the_files(
+    supervisor: Supervisor, libvirtd: Libvirtd, volume: Path
+) -> None:
+    content = volume.read_bytes()
+    user = Requester(NOBODY.uid, NOBODY.uid, list(NOBODY.groups), NOBODY.name, "/")
+    core = supervisor._core.seen_by(user)
+    options = Options(connect=libvirtd.uri)
+    job = supervisor.job(core.start("checksum", options, {"volume": ONE}).result(10).id)
+    info = job.wait(20)
+    assert info.ok, info.errmsg
+    assert (info.result or {})["digest"] == hashlib.sha256(content).hexdigest()
+    job = supervisor.job(core.start("convert", options, {"source": ONE, "target": "/tmp/none"}).result(10).id)
+    assert "as a user who may open it" in (job.wait(20).errmsg or "")

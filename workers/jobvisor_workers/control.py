@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+from jobvisor_workers.protocol import ENDLESS
+
 #: Set in a worker's environment, and so in that of every program it runs: the id, for people, and the job's directory,
 #: which no other job of any home has. By it a process is known as part of the job, wherever it went.
 MARK_ID, MARK = "JOBVISOR_JOB", "JOBVISOR_JOB_DIRECTORY"
@@ -119,14 +121,21 @@ class Control:
         self.signal(signal.SIGCONT)
 
     def abort(self, grace: float, *, force: bool = False, why: Literal["abort", "time-limit"] = "abort") -> None:
-        """TERM and CONT now, KILL after `grace` seconds; force: KILL now."""
+        """TERM and CONT now, KILL after `grace` seconds; force: KILL now.
+
+        ENDLESS: another program does the work, and its end is waited for. TERM then is for the worker alone, which
+        would not hear of that end if the program that carries its connection (ssh) were ended.
+        """
         self.asked = self.asked or why
         self._stop_wanted = False
         self._next_look = None
         if force:
             self._kill()
             return
-        self.signal(signal.SIGTERM)
+        if grace == ENDLESS:
+            self.signal_leader(signal.SIGTERM)
+        else:
+            self.signal(signal.SIGTERM)
         self.signal(signal.SIGCONT)
         if self._kill_at is None:
             self._kill_at = time.monotonic() + grace

@@ -20,8 +20,11 @@ T = TypeVar("T")
 TICK = 0.1
 
 
-def call(worker: Worker, question: Callable[[], T], what: str) -> T:
-    """What a blocking call of libvirt's returns or raises. `what`: such as "pool default is started"."""
+def call(worker: Worker, question: Callable[[], T], what: str, tick: Callable[[], None] = lambda: None) -> T:
+    """What a blocking call of libvirt's returns or raises. `what`: such as "pool default is started".
+
+    `tick` is called from time to time meanwhile, and may tell of progress.
+    """
     answers: list[T] = []
     failures: list[BaseException] = []
     done = threading.Event()
@@ -41,6 +44,7 @@ def call(worker: Worker, question: Callable[[], T], what: str) -> T:
             worker.delegate(True)
             threading.Thread(target=ask, name="delegated", daemon=True).start()
             while not done.wait(TICK):
+                tick()
                 worker.skip(0)
             worker.abort_effect = before
             worker.delegate(False)

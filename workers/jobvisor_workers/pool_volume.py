@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jobvisor_workers.delegated import call
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     import libvirt
 
     from jobvisor_workers.worker import Volume, Worker
+
+
+def check_name(worker: Worker, target: str, doing: str) -> None:
+    """Raises JobError when there is such a volume. `doing` begins the sentence."""
+    assert worker.pools is not None
+    if worker.pools.exists(uri.parse(target)):
+        raise JobError(f"cannot {doing}: it exists already; choose another name")
 
 
 def available(worker: Worker, target: str) -> int:
@@ -45,26 +53,9 @@ def make(worker: Worker, target: str, capacity: int) -> Volume:
     """
     there = worker.pools
     assert there is not None
-    name = uri.parse(target)
-    pool = there.pool(name.pool, target)
-    root = ElementTree.Element("volume")
-    ElementTree.SubElement(root, "name").text = name.volume
-    ElementTree.SubElement(root, "capacity", unit="bytes").text = str(capacity)
-    wanted = ElementTree.tostring(root, encoding="unicode")
-    volume = PoolVolume(target)
-
-    def ask() -> libvirt.virStorageVol:
-        made = pool.createXML(wanted, 0)
-        # Not before: one that was refused may be somebody else's, of the same name.
-        worker.made.append(volume)
-        return made
-
+    wanted = described(target, capacity)
     worker.phase("make the volume")
-    worker.record(Made(target, there.uri))
-    try:
-        made = call(worker, ask, f"{target} is made")
-    except pools.load().libvirtError as error:
-        raise there.problem(error, f"make {target}")
+    volume, made = ask_for(worker, target, lambda pool: pool.createXML(wanted, 0))
     path: str = there.ask(made.path, target)
     there.close()
     if not os.access(path, os.R_OK | os.W_OK):
@@ -75,6 +66,71 @@ def make(worker: Worker, target: str, capacity: int) -> Volume:
     if opened.size < capacity:
         raise NoSpace(f"cannot fill {target}: {compare(capacity, 'it', opened.size)}")
     return opened
+
+
+def described(
+    target: str,
+    capacity: int,
+    allocation: int | None = None,
+    form: str | None = None,
+    *,
+    backing: tuple[str, str] | None = None,
+    cluster_size: int | None = None,
+    nocow: bool = False,
+) -> str:
+    """A volume in libvirt's XML. `backing`: path and format, as libvirtd sees them."""
+    root = ElementTree.Element("volume")
+
+    def add(parent: ElementTree.Element, tag: str, text: str | int = "", **attributes: str) -> ElementTree.Element:
+        element = ElementTree.SubElement(parent, tag, attributes)
+        element.text = str(text) or None
+        return element
+
+    add(root, "name", uri.parse(target).volume or "")
+    add(root, "capacity", capacity, unit="bytes")
+    if allocation is not None:
+        add(root, "allocation", allocation, unit="bytes")
+    if form or nocow or cluster_size:
+        there = add(root, "target")
+        if form:
+            add(there, "format", type=form)
+        if nocow:
+            add(there, "nocow")
+        if cluster_size:
+            add(there, "clusterSize", cluster_size, unit="B")
+    if backing:
+        below = add(root, "backingStore")
+        add(below, "path", backing[0])
+        add(below, "format", type=backing[1])
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def ask_for(
+    worker: Worker,
+    target: str,
+    create: Callable[[libvirt.virStoragePool], libvirt.virStorageVol],
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[PoolVolume, libvirt.virStorageVol]:
+    """Let libvirtd make a volume, in the phase that has begun; it is deleted again if the job does not complete.
+
+    `tick` is called from time to time meanwhile. Raises JobError.
+    """
+    there = worker.pools
+    assert there is not None
+    pool = there.pool(uri.parse(target).pool, target)
+    volume = PoolVolume(target)
+
+    def ask() -> libvirt.virStorageVol:
+        made = create(pool)
+        # Not before: one that was refused may be somebody else's, of the same name.
+        worker.made.append(volume)
+        return made
+
+    worker.record(Made(target, there.uri))
+    try:
+        return volume, call(worker, ask, f"{target} is made", tick)
+    except pools.load().libvirtError as error:
+        raise there.problem(error, f"make {target}")
 
 
 class PoolVolume:
@@ -89,6 +145,7 @@ class PoolVolume:
         assert worker.pools is not None
         if self.path:
             worker.release(self.path)
+        worker.pools.close()  # what carried the connection may have been ended with the job
         try:
             volume = worker.pools.volume(uri.parse(self.target))
             worker.pools.ask(lambda: volume.delete(0), self.target)

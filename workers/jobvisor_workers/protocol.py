@@ -19,6 +19,9 @@ from msgspec import Struct
 #: Spoken by both ends of the zygote's socket; a supervisor starts its own zygote when it meets another one.
 VERSION = "0.1.0"
 
+#: A grace period, in seconds: longer than anything runs.
+ENDLESS = 1e9
+
 OnConflict = Literal["queue", "wait", "fail"]
 #: The phase of a worker that has its locks and runs its type's plan().
 CHECKS = "checks"

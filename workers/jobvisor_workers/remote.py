@@ -6,6 +6,7 @@ limited and aborted like any other: libvirtd waits for it, and a client without 
 
 from __future__ import annotations
 
+import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,17 +14,21 @@ from functools import partial
 from mmap import mmap
 from typing import TYPE_CHECKING, Any, Final
 
+from jobvisor_workers import delegated
 from jobvisor_workers.data.copy import STEP
-from jobvisor_workers.errors import JobError, NoSpace
+from jobvisor_workers.errors import BadArgument, JobError, NoSpace
 from jobvisor_workers.resources import pools, uri
 
 if TYPE_CHECKING:
     import libvirt
 
+    from jobvisor_workers.jobtype import JobType
     from jobvisor_workers.worker import Volume, Worker
 
 #: Bytes of one message; libvirt's own loops send 256 KiB, and four times as slowly.
 MESSAGE: Final = 1 << 20
+#: Seconds in which a request to end arrives, which also ended the program that carries the connection (ssh).
+PENDING: Final = 0.2
 NO_SPACE_WORDS: Final = "No space left on device"
 _ZEROS: Final = bytes(MESSAGE)
 
@@ -48,13 +53,24 @@ class RemoteVolume:
         #: Permission bits.
         self.mode = int(described.findtext("target/permissions/mode") or "0600", 8) & 0o777
 
+    @property
+    def has_holes(self) -> bool:
+        """Then a wipe by libvirtd cuts the file off and makes it as long again (observed with 9.0)."""
+        return self.kind == "file" and self.allocation < self.size
+
     def ask(self, question: Callable[[], Any]) -> Any:
         """What a call of libvirt's answers. Raises JobError."""
         try:
             return question()
         except pools.load().libvirtError as error:
+            if error.get_error_domain() == pools.load().VIR_FROM_RPC:
+                time.sleep(PENDING)
             found = self._pools.problem(error, self.doing)
             raise NoSpace(str(found)) if NO_SPACE_WORDS in str(found) else found
+
+    def delegate(self, worker: Worker, question: Callable[[], Any], done: str) -> None:
+        """Let libvirtd do something with it, and wait until it has. `done`: such as "wiped". Raises JobError."""
+        self.ask(lambda: delegated.call(worker, question, f"{self.path} is {done}"))
 
     @contextmanager
     def reading(self, start: int, length: int) -> Iterator[StreamSource]:
@@ -172,3 +188,21 @@ class StreamSink:
 def volume_of(worker: Worker, resource: str, doing: str) -> Volume | RemoteVolume:
     """The locked file or device of this path; or what has no path here. Raises JobError."""
     return RemoteVolume(worker, resource, doing) if uri.is_name(resource) else worker.volume(resource)
+
+
+def concerns(worker: Worker, job: JobType) -> bool:
+    """Whether one of a job's volumes has no path here, and will get none from its pool's driver."""
+    return any(
+        resource.kind == "volume"
+        and uri.is_name(getattr(job, field) or "")
+        and not (resource.new and worker.pools and worker.pools.is_driven(uri.parse(getattr(job, field))))
+        for field, resource in job.resources().items()
+    )
+
+
+def refuse(doing: str, **given: object) -> None:
+    """Raises BadArgument when an option has a value that only means something where the file itself is at hand."""
+    for option, value in given.items():
+        if value:
+            name = f"--{option.replace('_', '-')}"
+            raise BadArgument(f"cannot {doing} with {name}: libvirtd does the work, and has no such option")

@@ -8,13 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Meta
 
 from jobvisor_workers import chain as chains
-from jobvisor_workers import making, pool_volume, qemu_img, room
+from jobvisor_workers import making, pool_volume, qemu_img, remote_clone, room
 from jobvisor_workers.data import copy
 from jobvisor_workers.data.extents import allocated
 from jobvisor_workers.data.window import Window
 from jobvisor_workers.errors import BadArgument, NoSpace
 from jobvisor_workers.jobtype import READ, JobType, new_volume, volume
 from jobvisor_workers.qemu_img import STREAM, Format, Image
+from jobvisor_workers.remote import concerns
 from jobvisor_workers.resources import uri
 from jobvisor_workers.worker import Volume, Worker
 
@@ -54,6 +55,7 @@ class Clone(JobType, tag="clone"):
         Meta(description="of a raw volume: if the job fails or is aborted, keep what is copied; retry goes on there"),
     ] = False
     fills: ClassVar[bool] = True
+    remote: ClassVar[bool] = True
     retry: ClassVar[Literal["never", "restart", "continue"]] = "continue"
 
     def plan(self, worker: Worker) -> None:
@@ -61,6 +63,9 @@ class Clone(JobType, tag="clone"):
         if self.reflink and self.sparse is not None:
             other = "--sparse" if self.sparse else "--no-sparse"
             raise BadArgument(f"cannot {self._doing} with --reflink and {other}: what is shared keeps its layout")
+        if concerns(worker, self):
+            remote_clone.plan(worker, self, self._doing)
+            return
         chain = chains.open_chain(worker, self.source, self.format, self._doing)
         making.refuse_own_chain(chain, self.target, self._doing)
         if not all(worker.is_locked(image.path) for image in chain):
@@ -85,6 +90,8 @@ class Clone(JobType, tag="clone"):
             self._expect(worker, chain, data)
 
     def run(self, worker: Worker) -> dict[str, Any]:
+        if concerns(worker, self):
+            return remote_clone.run(worker, self, self._doing)
         chain = chains.open_chain(worker, self.source, self.format, self._doing)
         method, space = making.make(
             worker,

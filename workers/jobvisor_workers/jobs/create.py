@@ -16,7 +16,8 @@ from jobvisor_workers.data.zeros import fill_with_zeros, preallocate, rewrite
 from jobvisor_workers.errors import BadArgument, JobError, NoSpace, from_os_error
 from jobvisor_workers.jobtype import READ, JobType, byte_size, new_volume
 from jobvisor_workers.qemu_img import BACKED, SECRET, Format, Image
-from jobvisor_workers.resources import uri
+from jobvisor_workers.remote import RemoteVolume, concerns, refuse
+from jobvisor_workers.resources import pools, uri
 from jobvisor_workers.worker import Worker
 
 #: What volumes other than plain raw ones count in.
@@ -57,11 +58,15 @@ class Create(JobType, tag="create"):
     iter_time: Annotated[int, Meta(ge=1, description="milliseconds to try one secret (2000)")] | None = None
     replace: Annotated[bool, Meta(description="give up what the target holds")] = False
     fills: ClassVar[bool] = True
+    remote: ClassVar[bool] = True
     retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
 
     def plan(self, worker: Worker) -> None:
         """Everything that can be known before the first byte: options, chain, secret, room."""
         self._check_options()
+        if concerns(worker, self):
+            self._plan_remote(worker)
+            return
         chain = self._chain(worker)
         making.refuse_own_chain(chain, self.target, self._doing)
         if not all(worker.is_locked(image.path) for image in chain):
@@ -81,6 +86,8 @@ class Create(JobType, tag="create"):
         self._check_place(worker, size)
 
     def run(self, worker: Worker) -> dict[str, Any]:
+        if concerns(worker, self):
+            return self._run_remote(worker)
         chain = self._chain(worker)
         size = self._size(chain)
         backing = chain[0] if chain else None
@@ -121,6 +128,66 @@ class Create(JobType, tag="create"):
     def _size(self, chain: list[Image]) -> int:
         size = self.capacity or (chain[0].size if chain else 0)
         return size if self._kind == "raw" else -(-size // SECTOR) * SECTOR
+
+    # --- where only libvirtd gets at it ----------------------------------------------------------------------
+
+    def _plan_remote(self, worker: Worker) -> None:
+        if not uri.is_name(self.target):
+            raise BadArgument(f"cannot {self._doing}: {self.backing_vol}, its backing volume, has no path here")
+        if self.secret_file and uri.is_name(self.secret_file):
+            raise BadArgument(f"cannot {self._doing}: {self.secret_file} has no path here")
+        refuse(self._doing, encrypt=self.encrypt, replace=self.replace)
+        pool_volume.check_name(worker, self.target, self._doing)
+        if self.prealloc == "full" or (self.prealloc == "falloc" and self.format != "raw"):
+            refuse(self._doing, **{f"prealloc {self.prealloc}": True})
+        needed = self.capacity if self.prealloc == "falloc" else self.allocation or 0
+        pool_volume.check_room(worker, self.target, needed, self._doing)
+        self._described(worker)
+        free = pool_volume.available(worker, self.target)
+        worker.expect(writes={self.target: 0}, space=needed, free=free, exact=self.format == "raw")
+
+    def _run_remote(self, worker: Worker) -> dict[str, Any]:
+        flags = pools.load().VIR_STORAGE_VOL_CREATE_PREALLOC_METADATA if self.prealloc == "metadata" else 0
+        described = self._described(worker)
+        worker.phase("create")
+        pool_volume.ask_for(worker, self.target, lambda pool: pool.createXML(described, flags))
+        made = RemoteVolume(worker, self.target, self._doing)
+        return {
+            "target": self.target,
+            "format": made.format,
+            "capacity": made.capacity,
+            "allocation": made.allocation,
+            "backing": self.backing_vol,
+            "backing_format": self._backing(worker)[1] if self.backing_vol else None,
+            "encryption": None,
+        }
+
+    def _described(self, worker: Worker) -> str:
+        """As libvirt's XML. Without an allocation libvirtd would allocate all of a raw volume."""
+        capacity = self.capacity
+        backing = None
+        if self.backing_vol:
+            path, form, size = self._backing(worker)
+            backing, capacity = (path, form), capacity or size
+        allocation = capacity if self.prealloc == "falloc" else self.allocation or 0
+        return pool_volume.described(
+            self.target,
+            capacity,
+            allocation,
+            None if self.format == "raw" else self.format,
+            backing=backing,
+            cluster_size=self.cluster_size,
+            nocow=self.nocow,
+        )
+
+    def _backing(self, worker: Worker) -> tuple[str, str, int]:
+        """Path, format and capacity of the backing volume, as libvirtd sees it."""
+        assert self.backing_vol is not None
+        if uri.is_name(self.backing_vol):
+            there = RemoteVolume(worker, self.backing_vol, self._doing)
+            return there.ask(there.handle.path), self.backing_vol_format or there.format, there.capacity
+        top = self._chain(worker)[0]
+        return top.path, top.format, top.size
 
     # --- before the first byte -------------------------------------------------------------------------------
 

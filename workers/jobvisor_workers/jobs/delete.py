@@ -16,6 +16,8 @@ from jobvisor_workers.errors import BadArgument, JobError, from_os_error
 from jobvisor_workers.jobs.wipe import allocation, telling, warn_of_copies
 from jobvisor_workers.jobtype import WRITE, JobType
 from jobvisor_workers.output import remove_if_same, sync_directory
+from jobvisor_workers.remote import RemoteVolume, refuse
+from jobvisor_workers.resources import pools, uri
 from jobvisor_workers.worker import Volume, Worker
 
 #: Of a qcow2: magic, version, and where the backing file's name lies, and how long it is.
@@ -36,9 +38,13 @@ class Delete(JobType, tag="delete"):
     volume: Annotated[str, jobtype.volume("file to delete, or partition of a pool", WRITE)]
     zeroed: Annotated[bool, Meta(description="overwrite it with zeroes first")] = False
     delete_snapshots: Annotated[bool, Meta(description="also when it is a qcow2 with internal snapshots")] = False
+    remote: ClassVar[bool] = True
     retry: ClassVar[Literal["never", "restart", "continue"]] = "restart"
 
     def plan(self, worker: Worker) -> None:
+        if uri.is_name(self.volume):
+            self._plan_remote(worker)
+            return
         target = worker.volume(self.volume)
         if self._in_pool(worker):
             self._check_snapshots(target)
@@ -76,6 +82,8 @@ class Delete(JobType, tag="delete"):
             )
 
     def run(self, worker: Worker) -> dict[str, Any]:
+        if uri.is_name(self.volume):
+            return self._run_remote(worker)
         target = worker.volume(self.volume)
         if name := self._in_pool(worker):
             return self._run_in_pool(worker, target, name)
@@ -126,6 +134,25 @@ class Delete(JobType, tag="delete"):
         worker.phase("delete")
         worker.release(self.volume)
         pool_volume.delete(worker, name)
+        return {"size": target.size, "zeroed": self.zeroed, "names_left": 0}
+
+    # --- where only libvirtd gets at it ----------------------------------------------------------------------
+
+    def _plan_remote(self, worker: Worker) -> None:
+        refuse(self._doing, bandwidth=worker.bandwidth)
+        target = RemoteVolume(worker, self.volume, self._doing)
+        if self.zeroed and target.has_holes:
+            worker.warn(f"{self.volume} has holes: libvirtd gives its blocks back instead of overwriting them")
+        worker.expect(writes={self.volume: target.size if self.zeroed else 0}, space=-target.allocation)
+
+    def _run_remote(self, worker: Worker) -> dict[str, Any]:
+        target = RemoteVolume(worker, self.volume, self._doing)
+        if self.zeroed:
+            worker.phase("overwrite")
+            target.delegate(worker, lambda: target.handle.wipePattern(0, 0), "overwritten")
+        worker.phase("delete")
+        flags = pools.load().VIR_STORAGE_VOL_DELETE_WITH_SNAPSHOTS if self.delete_snapshots else 0
+        target.delegate(worker, lambda: target.handle.delete(flags), "deleted")
         return {"size": target.size, "zeroed": self.zeroed, "names_left": 0}
 
     @property

@@ -16,6 +16,8 @@ from jobvisor_workers.data.zeros import UNSUPPORTED
 from jobvisor_workers.errors import BadArgument, JobError, from_os_error
 from jobvisor_workers.jobtype import WRITE, JobType, byte_size
 from jobvisor_workers.qemu_img import Format, Image
+from jobvisor_workers.remote import RemoteVolume, refuse
+from jobvisor_workers.resources import pools, uri
 from jobvisor_workers.worker import Worker
 
 #: Formats whose size qemu-img can change.
@@ -41,10 +43,14 @@ class Resize(JobType, tag="resize"):
     shrink: Annotated[bool, Meta(description="less than before is meant, and data may be cut off")] = False
     allocate: Annotated[bool, Meta(description="allocate all of a raw file now")] = False
     format: Annotated[Format | None, Meta(description="the format when the first bytes are not to be trusted")] = None
+    remote: ClassVar[bool] = True
     #: A second --delta would be added to the first.
     retry: ClassVar[Literal["never", "restart", "continue"]] = "never"
 
     def plan(self, worker: Worker) -> None:
+        if uri.is_name(self.volume):
+            self._plan_remote(worker)
+            return
         if worker.volume(self.volume).kind == "block":
             raise BadArgument(
                 f"cannot {self._doing}: it is a block device, whose size belongs to what provides it (lvresize, "
@@ -55,7 +61,7 @@ class Resize(JobType, tag="resize"):
             return
         top = chain[0]
         self._check_kind(worker, top)
-        size = self._capacity(top)
+        size = self._capacity(top.size, top.format)
         if size < top.size:
             self._check_shrink(worker, chain, size)
         elif self.allocate:
@@ -65,9 +71,11 @@ class Resize(JobType, tag="resize"):
             self._expect(worker, top, size)
 
     def run(self, worker: Worker) -> dict[str, Any]:
+        if uri.is_name(self.volume):
+            return self._run_remote(worker)
         chain = chains.open_chain(worker, self.volume, self.format, self._doing)
         top = chain[0]
-        size = self._capacity(top)
+        size = self._capacity(top.size, top.format)
         try:
             if top.format == "raw":
                 self._resize_raw(worker, top, size)
@@ -108,15 +116,15 @@ class Resize(JobType, tag="resize"):
             raise BadArgument(f"cannot {self._doing}: --allocate is for raw files, and this is a {top.format}")
         qemu_img.sound(worker, top, self._doing)
 
-    def _capacity(self, top: Image) -> int:
+    def _capacity(self, there: int, form: str) -> int:
         size = self.capacity
         if self.delta:
-            size = top.size - size if self.shrink else top.size + size
+            size = there - size if self.shrink else there + size
         if size <= 0:
-            raise BadArgument(f"cannot {self._doing}: it has {top.size} bytes, and nothing would be left of it")
-        if self.shrink and size > top.size:
-            raise BadArgument(f"cannot {self._doing}: --shrink to {size} bytes, but it has only {top.size}")
-        return size if top.format == "raw" else -(-size // SECTOR) * SECTOR
+            raise BadArgument(f"cannot {self._doing}: it has {there} bytes, and nothing would be left of it")
+        if self.shrink and size > there:
+            raise BadArgument(f"cannot {self._doing}: --shrink to {size} bytes, but it has only {there}")
+        return size if form == "raw" else -(-size // SECTOR) * SECTOR
 
     def _expect(self, worker: Worker, top: Image, size: int) -> None:
         if top.format != "raw":
@@ -148,6 +156,38 @@ class Resize(JobType, tag="resize"):
             raise BadArgument(f"cannot {self._doing} {sizes}: it would lose {what}; add --shrink if that is meant")
         if lost:
             worker.warn(f"{self.volume} loses {what}")
+
+    # --- where only libvirtd gets at it ----------------------------------------------------------------------
+
+    def _plan_remote(self, worker: Worker) -> None:
+        refuse(self._doing, format=self.format, bandwidth=worker.bandwidth)
+        top = RemoteVolume(worker, self.volume, self._doing)
+        size = self._capacity(top.capacity, top.format)
+        if size < top.capacity:
+            what = f"what lies beyond byte {size}, which nobody here can look at"
+            if not self.shrink:
+                sizes = f"from {top.capacity} to {size} bytes"
+                raise BadArgument(f"cannot {self._doing} {sizes}: it would lose {what}; add --shrink if that is meant")
+            worker.warn(f"{self.volume} loses {what}")
+        worker.expect(writes={self.volume: None if size != top.capacity else 0})
+
+    def _run_remote(self, worker: Worker) -> dict[str, Any]:
+        module = pools.load()
+        top = RemoteVolume(worker, self.volume, self._doing)
+        size = self._capacity(top.capacity, top.format)
+        flags = module.VIR_STORAGE_VOL_RESIZE_ALLOCATE if self.allocate else 0
+        if size < top.capacity:
+            flags |= module.VIR_STORAGE_VOL_RESIZE_SHRINK
+        worker.phase("resize")
+        if size != top.capacity or self.allocate:
+            top.delegate(worker, lambda: top.handle.resize(size, flags), "resized")
+        after = RemoteVolume(worker, self.volume, self._doing)
+        return {
+            "format": top.format,
+            "capacity": after.capacity,
+            "capacity_before": top.capacity,
+            "allocation": after.allocation,
+        }
 
     # --- raw -------------------------------------------------------------------------------------------------
 

@@ -11,13 +11,22 @@ from msgspec import Meta
 from jobvisor_workers import inside, jobtype, qemu_img
 from jobvisor_workers.data import overwrite
 from jobvisor_workers.data.passes import PASSES, Pass, verified
-from jobvisor_workers.errors import BadArgument, from_os_error
+from jobvisor_workers.errors import BadArgument, JobError, from_os_error
 from jobvisor_workers.jobtype import WRITE, JobType
 from jobvisor_workers.keeping import Keeping
 from jobvisor_workers.qcow2 import Range
 from jobvisor_workers.qemu_img import Format, Image
+from jobvisor_workers.remote import RemoteVolume, refuse
+from jobvisor_workers.resources import uri
 from jobvisor_workers.worker import Volume, Worker
 
+#: virStorageVolWipeAlgorithm.
+LIBVIRTS = {
+    name: number
+    for number, name in enumerate(
+        ("zero", "nnsa", "dod", "bsi", "gutmann", "schneier", "pfitzner7", "pfitzner33", "random", "trim")
+    )
+}
 #: What an abort would leave is told anew after this part of a pass.
 TOLD_EVERY = 0.02
 
@@ -48,6 +57,7 @@ class Wipe(JobType, tag="wipe"):
     keep_partial: Annotated[
         bool, Meta(description="note how far it came, for retry to go on from there (not with --content or trim)")
     ] = False
+    remote: ClassVar[bool] = True
     retry: ClassVar[Literal["never", "restart", "continue"]] = "continue"
 
     def load(self) -> None:
@@ -56,6 +66,9 @@ class Wipe(JobType, tag="wipe"):
 
     def plan(self, worker: Worker) -> None:
         self._check_options()
+        if uri.is_name(self.volume):
+            self._plan_remote(worker)
+            return
         target = worker.volume(self.volume)
         image = self._image(worker) if self.content else None
         if image:
@@ -71,6 +84,8 @@ class Wipe(JobType, tag="wipe"):
             self._expect(worker, target, places if image else [(0, target.size)])
 
     def run(self, worker: Worker) -> dict[str, Any]:
+        if uri.is_name(self.volume):
+            return self._run_remote(worker)
         target = worker.volume(self.volume)
         told = {"algorithm": self.algorithm, "content": self.content, "overwritten": False, "verified": False}
         try:
@@ -118,6 +133,33 @@ class Wipe(JobType, tag="wipe"):
             writes={self.volume: size * (len(passes) - read)},
             space=max(0, size - held) if target.kind == "file" else 0,
         )
+
+    # --- where only libvirtd gets at it ----------------------------------------------------------------------
+
+    def _plan_remote(self, worker: Worker) -> None:
+        refuse(self._doing, content=self.content, verify=self.verify, keep_partial=self.keep_partial)
+        refuse(self._doing, bandwidth=worker.bandwidth)
+        target = RemoteVolume(worker, self.volume, self._doing)
+        if target.has_holes:
+            worker.warn(
+                f"{self.volume} has holes: libvirtd then gives all of its blocks back instead of overwriting them"
+            )
+        worker.expect(writes={self.volume: None})
+
+    def _run_remote(self, worker: Worker) -> dict[str, Any]:
+        target = RemoteVolume(worker, self.volume, self._doing)
+        overwrites = self.algorithm != "trim" and not target.has_holes
+        worker.phase("wipe")
+        try:
+            number = LIBVIRTS[self.algorithm]
+            target.delegate(worker, lambda: target.handle.wipePattern(number, 0), "wiped")
+        except JobError:
+            worker.warn(f"{self.volume} may be partly overwritten")
+            raise
+        told = {"algorithm": self.algorithm, "content": False, "overwritten": overwrites, "verified": False}
+        return {**told, "size": target.size}
+
+    # --- the bytes -------------------------------------------------------------------------------------------
 
     def _trim(self, worker: Worker, target: Volume) -> dict[str, Any]:
         worker.phase("discard", total=target.size)

@@ -47,7 +47,8 @@ class Pools:
         #: Of names with a local path: path → name.
         self.names: dict[str, Name] = {}
         self._existing: set[str] = set()
-        self._changed: set[str] = set()
+        #: Pools to be refreshed when the job is complete.
+        self.changed: set[str] = set()
 
     # --- names -----------------------------------------------------------------------------------------------
 
@@ -65,11 +66,11 @@ class Pools:
             access = resource.access_with(msgspec.structs.asdict(job))
             path = self.path(name, access, new=resource.new)
             if path is None:
-                if not job.remote and not (job.fills and resource.new and self._is_driven(name)):
+                if not job.remote and not (job.fills and resource.new and self.is_driven(name)):
                     self._no_path(name, job.name())
                 continue
             if access is WRITE:
-                self._changed.add(name.pool)
+                self.changed.add(name.pool)
             self.names[path] = name
             paths[field] = path
         return msgspec.structs.replace(job, **paths)
@@ -108,6 +109,10 @@ class Pools:
         assert found is not None
         return found
 
+    def exists(self, name: Name) -> bool:
+        """Raises JobError when its pool does not answer."""
+        return self._find(self.pool(name.pool, f"{name}"), name, missing_ok=True) is not None
+
     def _find(self, pool: libvirt.virStoragePool, name: Name, *, missing_ok: bool) -> libvirt.virStorageVol | None:
         import libvirt
 
@@ -134,7 +139,7 @@ class Pools:
         assert name.volume
         return os.path.join(directory, name.volume)
 
-    def _is_driven(self, name: Name) -> bool:
+    def is_driven(self, name: Name) -> bool:
         """True for a volume that is not there yet, and that its pool's driver can make as a block device here."""
         pool = self.pool(name.pool, f"{name}")
         kind = ElementTree.fromstring(self.ask(lambda: pool.XMLDesc(0), f"{name}")).get("type")
@@ -174,7 +179,7 @@ class Pools:
     def refresh(self) -> list[str]:
         """Tell libvirtd of what changed in its pools; returns what is to be told to the user."""
         warnings = []
-        for name in sorted(self._changed):
+        for name in sorted(self.changed):
             try:
                 self._refresh(name)
             except JobError as error:
@@ -246,6 +251,8 @@ class Pools:
 
 def load() -> Any:
     """Libvirt's module, silenced: what it prints by itself is in its exceptions too. Raises JobError."""
+    import urllib.parse  # noqa: F401 - for `uris`, before the worker is a user who may not read it
+
     try:
         import libvirt
     except ImportError:
