@@ -17,6 +17,9 @@ CAUSES = {
     Cause.NO_SPACE: "the filesystem, a quota or a file-size limit is at its end",
     Cause.IO_ERROR: "the device or the filesystem reported a defect",
     Cause.TIME_LIMIT: "the job's own time limit was over",
+    Cause.QUEUE_LIMIT: "the job was queued for longer than it was to wait",
+    Cause.DEPENDENCY: "`failed`: a job that it was to come after did not complete. `aborted`: it was for the case that "
+    "another job fails, and that completed",
     Cause.STALLED: "reserved; nothing gives it yet",
     Cause.OOM: "reserved; nothing gives it yet: what the kernel kills for want of memory is `killed`",
     Cause.CRASHED: "the worker died of its own doing (SIGSEGV, SIGABRT…), or left without a word: see its log",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from jobvisor.errors import JobvisorError
 from jobvisor.states import MEANING, State
 from jobvisor_cli import sizes
 from jobvisor_cli.ids import JobId
@@ -46,6 +47,28 @@ SIZE = Parsed("size", sizes.parse_size)
 RATE = Parsed("rate", sizes.parse_rate)
 TIME = Parsed("time", sizes.parse_time)
 SPAN = Parsed("time", sizes.parse_span)
+
+
+class After(click.ParamType):  # type: ignore[type-arg]
+    """Jobs to come after: 7,any:8."""
+
+    name = "after"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from jobvisor.asking import after_of
+
+        try:
+            return after_of(value)
+        except JobvisorError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from jobvisor_cli.glimpse import job_items
+
+        return job_items(None, incomplete)
+
+
+AFTER = After()
 
 
 class VolumePath(click.ParamType):  # type: ignore[type-arg]

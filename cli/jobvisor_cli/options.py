@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from jobvisor_cli import sizes
-from jobvisor_cli.command import RATE, SIZE, TIME, Positional, VolumePath
+from jobvisor_cli.command import AFTER, RATE, SIZE, TIME, Positional, VolumePath
 from jobvisor_workers.jobtype import Argument
 
 
@@ -60,6 +60,20 @@ def _common() -> list[click.Option]:
         ),
         click.Option(["--bandwidth"], type=RATE, metavar="RATE", help="at most so many bytes per second, like 50MiB"),
         click.Option(["--time-limit"], type=TIME, metavar="TIME", help="end the job after 90s, 10m or 2h"),
+        click.Option(
+            ["--after"],
+            type=AFTER,
+            metavar="ID,…",
+            help="start when these jobs have completed; any:ID: have ended, failed:ID: have not completed",
+        ),
+        click.Option(
+            ["--priority"],
+            type=click.IntRange(-100, 100),
+            default=0,
+            metavar="N",
+            help="the higher one goes first, -100 to 100; above 0 for root  [default: 0]",
+        ),
+        click.Option(["--queue-limit"], type=TIME, metavar="TIME", help="end it if it does not start within that time"),
         click.Option(["--nice"], type=click.IntRange(-20, 19), metavar="N", help="priority of the worker, -20 to 19"),
         click.Option(["--ionice"], type=click.Choice(["idle", "best-effort"]), help="disk priority of the worker"),
         click.Option(

@@ -27,6 +27,8 @@ ADVICE = {
     Cause.NO_SPACE: "make room, or choose a target on another filesystem, and {again}",
     Cause.IO_ERROR: "look into the kernel's log (dmesg) and at the health of the device, and {again}",
     Cause.TIME_LIMIT: "run it again with a longer --time-limit",
+    Cause.QUEUE_LIMIT: "see with jobvisor mask who has the volume, or {again}",
+    Cause.DEPENDENCY: "jobvisor info shows why the other one did not end as it should; retry that one, then {again}",
     Cause.STALLED: "look whether the storage still answers (dmesg), and {again}",
     Cause.OOM: "free memory, or raise the memory limit, and {again}",
     Cause.CRASHED: "report it with the log above; it is a defect",
@@ -115,6 +117,8 @@ def _full_rows(info: JobInfo) -> Iterator[tuple[str, str]]:
     yield "Signal", "" if info.signal is None else str(info.signal)
     for name, seconds in info.rusage.items():
         yield f"Used {name.replace('_', ' ')}", f"{seconds:g}"
+    yield "After", ", ".join(info.after)
+    yield "Priority", str(info.priority or "")
     yield "Retry of", "" if info.retry_of is None else f"job {info.retry_of}"
     yield "Delegated", "yes" if info.delegated else ""
     yield "Adopted", "yes" if info.adopted else ""

@@ -20,9 +20,18 @@ REASON_MAX = 200
 IONICE = ("idle", "best-effort")
 
 
+#: A job, its id, "any:7", "7,failed:8", or several of these.
+After = object
+#: What a job may wait for another one to do: to complete, to end, or to end otherwise.
+WHEN = ("ok", "any", "failed")
+AFTER_MAX = 100
+PRIORITY_MAX = 100
+
+
 class Options(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """What can be said of a job of any type. bandwidth: bytes/s; time_limit: seconds from the worker's start.
 
+    after: jobs to come after, as [WHEN:]ID; priority: the higher one goes first; queue_limit: seconds in the queue.
     connect: where the names vol:// and pool:// are looked up, as virsh's.
     """
 
@@ -33,6 +42,9 @@ class Options(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     nice: int | None = None
     ionice: str | None = None
     connect: str | None = None
+    after: list[str] | None = None
+    priority: int = 0
+    queue_limit: float | None = None
 
 
 def check_options(name: str, options: Options) -> None:
@@ -47,12 +59,44 @@ def check_options(name: str, options: Options) -> None:
         raise UsageError(f"bandwidth is to be more than 0 bytes/s, not {options.bandwidth}")
     if options.time_limit is not None and not 0 < options.time_limit < 1e9:
         raise UsageError(f"time limit is to be more than 0 seconds, not {options.time_limit:g}")
+    if options.queue_limit is not None and not 0 < options.queue_limit < 1e9:
+        raise UsageError(f"queue limit is to be more than 0 seconds, not {options.queue_limit:g}")
+    if not -PRIORITY_MAX <= options.priority <= PRIORITY_MAX:
+        raise UsageError(f"priority is to be from -{PRIORITY_MAX} to {PRIORITY_MAX}, not {options.priority}")
+    dependencies(options.after)
     if options.nice is not None and not -20 <= options.nice <= 19:
         raise UsageError(f"nice is to be from -20 to 19, not {options.nice}")
     if options.ionice not in (None, *IONICE):
         raise UsageError(f"ionice is one of {', '.join(IONICE)}, not {options.ionice!r}")
     if options.connect is not None and (not options.connect or "\0" in options.connect):
         raise UsageError(f"connect is a URI of libvirt's, like qemu:///system, not {options.connect!r}")
+
+
+def after_of(others: object) -> list[str] | None:
+    """Dependencies as they are written: of a job, its id, "any:7", "7,failed:8", or several of these.
+
+    Raises UsageError.
+    """
+    if others is None:
+        return None
+    named = others if isinstance(others, list | tuple | set | frozenset) else [others]
+    words = [word.strip() for each in named for word in str(getattr(each, "id", each)).split(",")]
+    found = dependencies(words)
+    return [f"{when}:{job}" for job, when in found] or None
+
+
+def dependencies(after: Iterable[str] | None) -> list[tuple[int, str]]:
+    """(job, when) of each; the same job is named once. Raises UsageError, NoSuchJob."""
+    found: dict[int, str] = {}
+    for word in after or ():
+        when, _, job = word.rpartition(":")
+        if (when or "ok") not in WHEN or not (job.isascii() and job.isdigit()) or len(job) > 19:
+            raise UsageError(f"after is a job's id, any:ID or failed:ID, not {word!r}")
+        if found.setdefault(checked_id(int(job)), when or "ok") != (when or "ok"):
+            raise UsageError(f"after names job {job} twice, for two different ends")
+    if len(found) > AFTER_MAX:
+        raise UsageError(f"after names {len(found)} jobs; at most {AFTER_MAX} are possible")
+    return list(found.items())
 
 
 def connect_of(named: Iterable[object], connect: str | None, uid: int | None = None) -> str | None:

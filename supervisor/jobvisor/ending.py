@@ -9,7 +9,7 @@ from concurrent.futures import Future
 
 import msgspec
 
-from jobvisor import entering, partial, recovery, store
+from jobvisor import depending, entering, partial, recovery, store
 from jobvisor.engine import RECENT, Engine
 from jobvisor.info import JobInfo
 from jobvisor.record import Record
@@ -140,6 +140,7 @@ def _found(engine: Engine, record: Record, outcome: Outcome) -> None:
 def _finish(engine: Engine, record: Record, info: JobInfo) -> None:
     """The end is durable: say it, and let the next ones have the resources."""
     record.move(info.state)
+    record.stop_waiting()
     del engine.records[record.id]
     engine.last_end = time.monotonic()
     engine.recent[record.id] = info
@@ -148,6 +149,7 @@ def _finish(engine: Engine, record: Record, info: JobInfo) -> None:
     engine.pool.acknowledge(record.id)
     engine.schedule.leave(record.id)
     engine.log_event(info)
+    depending.ended(engine, record)
     for call in record.when_claimed:
         call()
     for waiter in record.waiters:

@@ -48,6 +48,8 @@ class Engine:
         self.schedule = Schedule()
         self.records: dict[int, Record] = {}
         self.recent: dict[int, JobInfo] = {}
+        #: Job → those that come after it.
+        self.dependents: dict[int, list[int]] = {}
         self.current: dict[int, int] = {}
         #: Scope → hold.
         self.holds: dict[tuple[int, str], Hold] = {}
@@ -67,13 +69,13 @@ class Engine:
         """A new record, at the end of the queue."""
         record = Record(request, notes, os.path.join(self.home.job(request.id), "log"))
         self.records[record.id] = record
-        self.schedule.enter(record.id, needs_of(notes))
+        self.schedule.enter(record.id, needs_of(notes), request.priority)
         self.settle(record)
         return record
 
     def settle(self, record: Record) -> None:
         """A queued job that is not to start for its own sake, or by somebody's word, is in nobody's way."""
-        if holding.over(self, record):
+        if record.after or holding.over(self, record):
             self.schedule.step_aside(record.id)
         else:
             self.schedule.step_in(record.id)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import time
 from concurrent.futures import Future
 
 import msgspec
 
-from jobvisor import ending, once, partial, store, streams
+from jobvisor import depending, ending, once, partial, store, streams
 from jobvisor.engine import Engine, needs_of
 from jobvisor.errors import Busy
 from jobvisor.info import JobInfo
@@ -35,27 +36,39 @@ def start(engine: Engine, request: Request, notes: Notes, named: Once | None = N
     Raises Busy.
     """
     engine.check_open()
-    if request.requester is None:
-        return _accept(engine, request, notes, named)
+    requester = request.requester
+    if requester is None:
+        return _after_others(engine, request, notes, named)
 
     def looked(keys: Keys) -> Future[JobInfo]:
-        return _accept(engine, with_keys(request, keys), msgspec.structs.replace(notes, keys=keys), named)
+        return _after_others(engine, with_keys(request, keys), msgspec.structs.replace(notes, keys=keys), named)
 
-    return engine.pump.then(_look(engine, request, request.requester), looked)
+    return engine.pump.then(_look(engine, request, requester), looked)
 
 
 def with_keys(request: Request, keys: Keys) -> Request:
     return msgspec.structs.replace(request, resolved={path: key for path, (key, _) in keys.items()})
 
 
-def _accept(engine: Engine, request: Request, notes: Notes, named: Once | None) -> Future[JobInfo]:
+def _after_others(engine: Engine, request: Request, notes: Notes, named: Once | None) -> Future[JobInfo]:
+    if not request.after:
+        return _accept(engine, request, notes, named, {})
+    ends = depending.look(engine, request, notes.owner_uid)
+    return engine.pump.then(ends, lambda found: _accept(engine, request, notes, named, found))
+
+
+def _accept(
+    engine: Engine, request: Request, notes: Notes, named: Once | None, ends: depending.Ends
+) -> Future[JobInfo]:
     engine.check_open()
     if request.on_conflict == "fail":
-        _refuse_conflict(engine, notes)
+        _refuse_conflict(engine, request, notes)
     request = msgspec.structs.replace(request, id=engine.next_id)
     engine.next_id += 1
     directory = engine.home.job(request.id)
     record = engine.admit(request, notes)
+    depending.await_others(engine, record, ends)
+    engine.settle(record)
     started: Future[JobInfo] = Future()
 
     def accepted(error: BaseException | None) -> None:
@@ -69,9 +82,12 @@ def _accept(engine: Engine, request: Request, notes: Notes, named: Once | None) 
             started.set_result(record.info())
             return
         engine.set_current(notes.owner_uid, record.id)
-        engine.schedule.release(record.id)
+        record.accepted = True
         engine.announce(record)
-        run_queue(engine)
+        if not depending.doom(engine, record):
+            engine.schedule.release(record.id)
+            limit_wait(engine, record)
+            run_queue(engine)
         started.set_result(record.info())
 
     def write(db: sqlite3.Connection) -> None:
@@ -92,17 +108,35 @@ def run_queue(engine: Engine) -> None:
         return
     while (job := engine.schedule.next()) is not None:
         record = engine.records[job]
-        if record.waited and engine.schedule.needs(job):
+        if record.concluding:  # its end is being written down
+            engine.schedule.hold(job)
+        elif record.waited and engine.schedule.needs(job):
             engine.schedule.hold(job)
             _resolve_again(engine, record)
         else:
             engine.schedule.begin(job)
             record.reason = record.place = None
+            record.stop_waiting()
             record.move(State.STARTING)
             engine.announce(record)
             spawn(engine, record)
     for job in engine.schedule.moved():
         _explain(engine, engine.records[job])
+
+
+def limit_wait(engine: Engine, record: Record) -> None:
+    """See to it that a queued job does not wait for longer than its queue limit."""
+    limit = record.request.queue_limit
+    if limit is None:
+        return
+
+    def over() -> None:
+        if record.state is State.QUEUED and not record.concluding and not engine.closed:
+            reason, _ = explain(engine, record)
+            why = f"it waited for longer than its queue limit of {limit:g} s" + (f": {reason}" if reason else "")
+            ending.void(engine, record, State.FAILED, Cause.QUEUE_LIMIT, why)
+
+    record.wait_limit = engine.pump.later(max(0.0, record.request.created + limit - time.time()), over)
 
 
 def settle(engine: Engine) -> None:
@@ -112,8 +146,7 @@ def settle(engine: Engine) -> None:
         engine.settle(record)
     run_queue(engine)
     for record in queued:
-        if record.state is State.QUEUED:
-            _explain(engine, record)
+        _explain(engine, record)
 
 
 def spawn(engine: Engine, record: Record) -> None:
@@ -135,8 +168,8 @@ def spawn(engine: Engine, record: Record) -> None:
         ending.void(engine, record, State.FAILED, Cause.ERROR, f"cannot start the zygote: {error}")
 
 
-def _refuse_conflict(engine: Engine, notes: Notes) -> None:
-    blocked = engine.schedule.in_the_way(needs_of(notes))
+def _refuse_conflict(engine: Engine, request: Request, notes: Notes) -> None:
+    blocked = engine.schedule.in_the_way(needs_of(notes), priority=request.priority)
     if blocked:
         key, other = blocked
         raise Busy(path_of(notes, key), engine.holder(other, notes.owner_uid))
@@ -144,7 +177,7 @@ def _refuse_conflict(engine: Engine, notes: Notes) -> None:
 
 def _explain(engine: Engine, record: Record) -> None:
     reason, place = explain(engine, record)
-    if reason is not None:
+    if reason is not None and record.state is State.QUEUED:
         record.waited = True
         if reason != record.reason:
             record.reason, record.place = reason, place

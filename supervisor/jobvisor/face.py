@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
-from jobvisor.asking import Options
+from jobvisor.asking import After, Options, after_of
 from jobvisor.job import Job
 
 if TYPE_CHECKING:
@@ -44,13 +44,19 @@ class Face(ABC):
         nice: int | None = None,
         ionice: str | None = None,
         connect: str | None = None,
+        after: After = None,
+        priority: int = 0,
+        queue_limit: float | None = None,
         **args: Any,
     ) -> Job:
         """Accept a job and return its handle once it is durable. bandwidth: bytes/s; time_limit: seconds.
 
-        `connect`: where the names vol:// and pool:// are looked up; by default as virsh does.
+        `connect`: where the names vol:// and pool:// are looked up; by default as virsh does. `after`: a job, or its
+        id, or several, that are to complete before this one starts; "any:7" is to end, "failed:7" not to complete.
+        `priority`: -100 to 100, the higher one goes first. `queue_limit`: seconds that it waits for its turn at most.
 
-        Raises UsageError, Busy (with on_conflict="fail"), JournalError. What is wrong with files is the job's failure.
+        Raises UsageError, Busy (with on_conflict="fail"), NoSuchJob (of `after`), NotPermitted (a priority above 0 is
+        root's to give), JournalError. What is wrong with files is the job's failure.
         """
         options = Options(
             on_conflict=on_conflict,
@@ -60,6 +66,9 @@ class Face(ABC):
             nice=nice,
             ionice=ionice,
             connect=connect,
+            after=after_of(after),
+            priority=priority,
+            queue_limit=queue_limit,
         )
         return Job(self, self._start(job, options, args).id)
 

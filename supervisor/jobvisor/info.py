@@ -106,6 +106,8 @@ class JobInfo(Struct, frozen=True, kw_only=True):
     abort_effect: str | None = None
     retry_of: int | None = None
     partial: Partial | None = None
+    after: list[str] = []
+    priority: int = 0
     delegated: bool = False
     adopted: bool = False
     log: str = ""

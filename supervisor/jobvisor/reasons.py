@@ -21,6 +21,9 @@ def explain(engine: Engine, record: Record) -> tuple[str | None, int | None]:
     hold = holding.over(engine, record)
     if hold:
         return str(hold), None
+    if record.after:
+        job, when = next(iter(record.after.items()))
+        return f"job {job} has not {'completed' if when == 'ok' else 'ended'} yet", None
     schedule = engine.schedule
     blocked = schedule.in_the_way(schedule.needs(record.id), record.id)
     if blocked:

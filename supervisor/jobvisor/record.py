@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from msgspec import Struct
 
 from jobvisor.info import EndedBy, JobInfo, Progress
+from jobvisor.pump import Timer
 from jobvisor.rate import Rate
 from jobvisor.states import NEXT, Cause, State
 from jobvisor_workers.protocol import Report, Request
@@ -24,8 +25,18 @@ class Notes(Struct, omit_defaults=True):
     force: bool = False
     late: bool = False
     held: bool = False
+    #: The jobs of `after` whose end was as it was to be.
+    after_met: list[int] = []
     keys: dict[str, tuple[str, str]] = {}
     resources: list[str] = []
+
+
+class Doom(Struct, frozen=True):
+    """How a queued job ends that cannot start any more."""
+
+    state: State
+    cause: Cause
+    errmsg: str
 
 
 class Waiter:
@@ -52,6 +63,12 @@ class Record:
         self.place: int | None = None
         #: It did not start at once, so its paths may name other files when it does.
         self.waited = False
+        #: It is durable, and who started it knows.
+        self.accepted = False
+        #: Jobs that are still to end → how; and why its turn can never come.
+        self.after: dict[int, str] = {}
+        self.doom: Doom | None = None
+        self.wait_limit: Timer | None = None
         self.errmsg: str | None = None
         self.started: float | None = None
         self.ended: float | None = None
@@ -81,6 +98,11 @@ class Record:
             raise RuntimeError(f"job {self.id} cannot go from {self.state} to {state}")
         self.state = state
         return True
+
+    def stop_waiting(self) -> None:
+        """It starts, or never will."""
+        if self.wait_limit:
+            self.wait_limit.drop()
 
     def measure(self, report: Report) -> None:
         """Take a report, and the rate from it and those before."""
@@ -146,6 +168,8 @@ class Record:
             signal=self.signal,
             abort_effect=progress.abort_effect,
             retry_of=self.request.retry_of,
+            after=self.request.after or [],
+            priority=self.request.priority,
             delegated=report.delegated and not state.final,
             adopted=self.adopted,
             log=self.log,

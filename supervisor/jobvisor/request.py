@@ -12,7 +12,7 @@ import msgspec
 
 from jobvisor.asking import Options, check_options, connect_of
 from jobvisor.asking import umask as process_umask
-from jobvisor.errors import UsageError
+from jobvisor.errors import NotPermitted, UsageError
 from jobvisor.home import boot_id
 from jobvisor.record import Notes
 from jobvisor_workers import registry
@@ -55,6 +55,8 @@ def build(
             fields[field] = absolute(value, requester, f"start {name}")
             check_kind(value, resource.kind, f"start {name}")
     uid = requester.uid if requester else os.getuid()
+    if options.priority > 0 and uid not in (0, os.getuid()):
+        raise NotPermitted(f"a priority above 0, like {options.priority}, is root's to give")
     connect = connect_of(
         (fields.get(field) for field in job_type.resources()), options.connect, requester.uid if requester else None
     )

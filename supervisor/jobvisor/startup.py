@@ -10,7 +10,8 @@ import time
 
 import msgspec
 
-from jobvisor import ending, entering, partial, recovery, spawner, store, verbs
+from jobvisor import depending, ending, entering, partial, recovery, spawner, store, verbs
+from jobvisor.asking import dependencies
 from jobvisor.engine import Engine
 from jobvisor.events import RING
 from jobvisor.info import JobInfo
@@ -34,7 +35,17 @@ def load(engine: Engine) -> None:
     for zygote in spawner.find(str(engine.home.run)):
         engine.pool.take(zygote)
     for request, notes in live:
-        engine.admit(request, notes)
+        record = engine.admit(request, notes)
+        record.accepted = True
+        if request.after:
+            depending.await_others(engine, record, _ends(engine, request))
+            engine.settle(record)
+
+
+def _ends(engine: Engine, request: Request) -> depending.Ends:
+    """Of the jobs that this one comes after, and that are over."""
+    gone = [job for job, _ in dependencies(request.after) if job not in engine.records]
+    return engine.journal.post(lambda db: store.ends(db, gone)).result()
 
 
 def resume(engine: Engine) -> None:
@@ -45,8 +56,10 @@ def resume(engine: Engine) -> None:
         if not known and isinstance(found, recovery.Unclaimed):
             if record.notes.abort:
                 ending.void(engine, record)
-            elif not record.notes.held:
-                engine.schedule.release(record.id)
+            elif not depending.doom(engine, record):
+                entering.limit_wait(engine, record)
+                if not record.notes.held:
+                    engine.schedule.release(record.id)
             continue
         engine.schedule.begin(record.id)
         record.adopted = True

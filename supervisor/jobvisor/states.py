@@ -63,6 +63,8 @@ class Cause(enum.StrEnum):
     NO_SPACE = "no-space"
     IO_ERROR = "io-error"
     TIME_LIMIT = "time-limit"
+    QUEUE_LIMIT = "queue-limit"
+    DEPENDENCY = "dependency"
     STALLED = "stalled"
     OOM = "oom"
     CRASHED = "crashed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ from jobvisor.errors import NoSuchJob
 from jobvisor.hold import Hold
 from jobvisor.info import JobInfo, decode_info, encode_info
 from jobvisor.record import Notes
+from jobvisor.states import State
 from jobvisor.stream import Event
 from jobvisor_workers.protocol import Request, decode_request, encode
 
@@ -64,6 +65,24 @@ def owner(db: sqlite3.Connection, job: int) -> int:
     if row is None:
         raise NoSuchJob(job)
     return int(row[0])
+
+
+def ends(db: sqlite3.Connection, jobs: Iterable[int]) -> dict[int, tuple[int, str, State]]:
+    """Whose they were, of which type, and how they ended: of those that have."""
+    found = {}
+    for job in jobs:
+        row = db.execute("SELECT owner_uid, type, state FROM jobs WHERE id=? AND info IS NOT NULL", (job,)).fetchone()
+        if row is not None:
+            found[job] = row[0], row[1], State(row[2])
+    return found
+
+
+def last_retry(db: sqlite3.Connection, job: int) -> int:
+    """The newest job that repeats this one, or repeats one that does; the job itself if there is none."""
+    again = "SELECT max(id) FROM jobs WHERE id>? AND json_extract(CAST(request AS TEXT), '$.retry_of')=?"
+    while (row := db.execute(again, (job, job)).fetchone())[0] is not None:
+        job = row[0]
+    return job
 
 
 def hold(db: sqlite3.Connection, hold: Hold) -> None:

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 import msgspec
 
 from jobvisor import ending, entering, once, partial, store
-from jobvisor.asking import Options
+from jobvisor.asking import Options, dependencies
 from jobvisor.engine import Engine
 from jobvisor.errors import Unreachable, UsageError, WrongState
 from jobvisor.info import JobInfo
@@ -26,6 +26,10 @@ from jobvisor.states import ALLOWED, State, Verb
 from jobvisor_workers import registry
 from jobvisor_workers.protocol import ENDLESS, Life, Request, Requester
 from jobvisor_workers.settle import settle
+
+
+#: Request and notes of a job, and what one like it comes after.
+Before = tuple[Request, Notes, list[str] | None]
 
 
 def suspend(engine: Engine, id: int, wait: bool) -> Future[JobInfo]:
@@ -104,24 +108,25 @@ def complete(engine: Engine, id: int, wait: bool) -> Future[JobInfo]:
 def retry(engine: Engine, id: int, requester: Requester | None, named: Once | None) -> Future[JobInfo]:
     """A new job like this one, with retry_of; resolves to its info when it is durable.
 
-    It is for the same user as this one, with the groups that `requester` has now if that is the user who asks.
+    It is for the same user as this one, with the groups that `requester` has now if that is the user who asks. It comes
+    after the newest retries of those that this one came after: a wipe is not to run because the copy before it failed.
     """
 
-    def again(found: tuple[Request, Notes]) -> tuple[Request, Notes]:
+    def again(found: Before) -> tuple[Request, Notes]:
         from jobvisor.request import build
 
-        request, told = found
+        request, told, after = found
         if registry.get(request.type).retry == "never":
             raise UsageError(
                 f"cannot retry job {id}: jobs of type {request.type} are never to be repeated as they were"
             )
         known = msgspec.structs.asdict(request)
-        options = Options(**{name: known[name] for name in Options.__struct_fields__})
+        options = Options(**{name: known[name] for name in Options.__struct_fields__} | {"after": after})
         same = requester if requester and requester.uid == told.owner_uid else request.requester
         fresh, notes = build(request.type, request.args, options, requester=same, umask=request.umask)
         return msgspec.structs.replace(fresh, retry_of=id), notes
 
-    def build_again(found: tuple[Request, Notes]) -> Future[tuple[Request, Notes]]:
+    def build_again(found: Before) -> Future[tuple[Request, Notes]]:
         return engine.pump.aside(lambda: again(found))
 
     def accept(fresh: tuple[Request, Notes]) -> Future[JobInfo]:
@@ -129,7 +134,7 @@ def retry(engine: Engine, id: int, requester: Requester | None, named: Once | No
 
     def start() -> Future[JobInfo]:
         _check_final(engine, id, Verb.RETRY)
-        looked_up = engine.journal.post(lambda db: _retryable(store.request_of(db, id), store.info(db, id)))
+        looked_up = engine.journal.post(lambda db: _retryable(db, id))
         built: Future[tuple[Request, Notes]] = engine.pump.then(looked_up, build_again)
         return engine.pump.then(built, accept)
 
@@ -195,10 +200,15 @@ def _check_final(engine: Engine, id: int, verb: Verb) -> None:
         raise WrongState(id, state, verb, ALLOWED[state])
 
 
-def _retryable(found: tuple[Request, Notes], info: JobInfo) -> tuple[Request, Notes]:
-    if Verb.RETRY not in ALLOWED[info.state]:
-        raise WrongState(info.id, info.state, Verb.RETRY, ALLOWED[info.state])
-    return found
+def _retryable(db: sqlite3.Connection, id: int) -> Before:
+    request, notes = store.request_of(db, id)
+    state = store.info(db, id).state
+    if Verb.RETRY not in ALLOWED[state]:
+        raise WrongState(id, state, Verb.RETRY, ALLOWED[state])
+    forgotten = set(notes.after_met) - store.ends(db, notes.after_met).keys()
+    others = [(job, when) for job, when in dependencies(request.after) if job not in forgotten]
+    after = [f"{when}:{store.last_retry(db, job)}" for job, when in others]
+    return request, notes, after or None
 
 
 def _when_claimed(record: Record, call: Callable[[], None]) -> None:

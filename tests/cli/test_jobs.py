@@ -533,3 +533,23 @@ def test_a_hold_outlives_a_killed_daemon(jobs: Cli) -> None:
     assert "holds them already (the array is rebuilt)" in err
     assert said(jobs, "release", "--type", "pace") == (0, "", "released\n")
     assert jobs.run("wait", job, "--for", "running").returncode == 0
+
+
+def test_a_job_comes_after_others(jobs: Cli) -> None:
+    first = start(jobs)
+    after = jobs.run("start", "checksum", "img", "--after", first, "--priority", "-1", "--queue-limit", "10m")
+    assert (after.returncode, after.stderr) == (0, "")
+    page = jobs.run("info", "2", "--full").stdout
+    assert "Reason:           job 1 has not completed yet\n" in page
+    assert "After:            ok:1\nPriority:         -1\n" in page
+    failed = jobs.run("run", "checksum", "img", "--after", f"failed:{first}", "--quiet", "--queue-limit", "0.1s")
+    assert failed.returncode == 1
+    assert "longer than its queue limit of 0.1 s: job 1 has not ended yet" in failed.stderr
+    end(jobs)
+    assert jobs.run("wait", "2").returncode == 0
+    assert said(jobs, "start", "checksum", "img", "--after", "99")[0] == 4
+    assert said(jobs, "start", "checksum", "img", "--after", "soon")[::2] == (
+        2,
+        "error: --after: after is a job's id, any:ID or failed:ID, not 'soon'; see jobvisor start checksum --help\n",
+    )
+    assert said(jobs, "run", "checksum", "img", "--after", "1", "--no-daemon")[0] == 2

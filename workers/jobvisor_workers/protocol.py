@@ -88,6 +88,10 @@ class Request(Struct, frozen=True, omit_defaults=True):
     #: What each declared resource was when it was accepted: path → key; the worker compares what it opened.
     resolved: dict[str, str] = {}
     retry_of: int | None = None
+    #: For the supervisor alone: WHEN:ID of the jobs it comes after, its place in the queue, and how long it may wait.
+    after: list[str] | None = None
+    priority: int = 0
+    queue_limit: float | None = None
     #: None: the user that the zygote runs as.
     requester: Requester | None = None
 

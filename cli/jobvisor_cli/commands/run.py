@@ -16,6 +16,8 @@ def _run(job: JobType, typed: dict[str, Any], **values: Any) -> int:
         raise click.UsageError("--info says nothing more with --json: the last event has the job's info")
     if not values.get("dry_run"):
         piped.check(job, json=bool(values.get("json")), info=bool(values.get("info")))
+    if values.get("no_daemon") and values.get("after"):
+        raise click.UsageError("--after is about jobs of a daemon: it goes without --no-daemon")
     from jobvisor_cli.attached import attach
 
     return attach(job, typed, **values)

@@ -13,7 +13,7 @@ from jobvisor import face
 from jobvisor.aio.documented import documented_by
 from jobvisor.aio.job import Job
 from jobvisor.aio.stream import EventStream
-from jobvisor.asking import Options
+from jobvisor.asking import After, Options, after_of
 from jobvisor.hold import Hold
 from jobvisor.info import JobInfo
 from jobvisor.schedule import Mask
@@ -50,6 +50,9 @@ class Face(ABC):
         nice: int | None = None,
         ionice: str | None = None,
         connect: str | None = None,
+        after: After = None,
+        priority: int = 0,
+        queue_limit: float | None = None,
         **args: Any,
     ) -> Job:
         options = Options(
@@ -60,6 +63,9 @@ class Face(ABC):
             nice=nice,
             ionice=ionice,
             connect=connect,
+            after=after_of(after),
+            priority=priority,
+            queue_limit=queue_limit,
         )
         return Job(self, await self._start(job, options, args))
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from jobvisor.asking import REASON_MAX
+from jobvisor.asking import AFTER_MAX, PRIORITY_MAX, REASON_MAX
 from jobvisor.hold import Hold
 from jobvisor.info import JobInfo
 from jobvisor.states import State
@@ -57,6 +57,17 @@ class Start(Strict):
     nice: Annotated[int, Meta(ge=-20, le=19)] | None = None
     ionice: Annotated[str, Meta(pattern="^(idle|best-effort)$")] | None = None
     connect: Uri | None = None
+    after: (
+        Annotated[
+            list[Annotated[str, Meta(pattern=r"^((ok|any|failed):)?[1-9][0-9]{0,17}$")]],
+            Meta(max_length=AFTER_MAX, description="jobs that are to complete, to end, or not to complete before"),
+        ]
+        | None
+    ) = None
+    priority: Annotated[
+        int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX, description="the higher one goes first; above 0 for root")
+    ] = 0
+    queue_limit: Annotated[float, Meta(gt=0, lt=1e9, description="seconds in the queue")] | None = None
     umask: Annotated[
         int, Meta(ge=0, le=0o777, description="of the new files; by default only their owner may use them")
     ] = 0o077
