@@ -31,7 +31,7 @@ class Orphan:
         ended: Callable[[], None],
     ) -> None:
         self.pid = pid
-        self.control = Control(job, pid, say)
+        self.control = Control(job, pid, directory, say)
         self._pump, self._pidfd, self._ended = pump, pidfd, ended
         self._directory, self._uid = directory, uid
         self._alive = True

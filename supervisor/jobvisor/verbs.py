@@ -24,7 +24,7 @@ from jobvisor.reasons import HELD, explain
 from jobvisor.record import Notes, Record, Waiter
 from jobvisor.states import ALLOWED, State, Verb
 from jobvisor_workers import registry
-from jobvisor_workers.protocol import ENDLESS, Life, Request, Requester
+from jobvisor_workers.protocol import Life, Request, Requester
 from jobvisor_workers.settle import settle
 
 
@@ -89,9 +89,7 @@ def _abort(engine: Engine, record: Record, wait: bool, force: bool) -> Future[Jo
     if queued:
         ending.void(engine, record)
     elif not record.concluding:
-        # Killed, it would end before the work that it asked for.
-        grace = ENDLESS if record.report.delegated else engine.grace
-        engine.pool.abort(record.id, grace, force=force)
+        engine.pool.abort(record.id, engine.grace, force=force)
     return _until(engine, record, Verb.ABORT, wait, lambda job: job.state.final)
 
 

@@ -11,14 +11,15 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from jobvisor_workers.protocol import ENDLESS
+from jobvisor_workers.settle import is_delegated
 
 #: Set in a worker's environment, and so in that of every program it runs: the id, for people, and the job's directory,
 #: which no other job of any home has. By it a process is known as part of the job, wherever it went.
 MARK_ID, MARK = "JOBVISOR_JOB", "JOBVISOR_JOB_DIRECTORY"
 #: Seconds between two looks at a group that has not stopped yet: first, and at most.
 LOOK, LOOK_MAX = 0.0005, 0.02
-#: How often a suspended group of several processes is checked for one that an outsider continued, seconds.
+#: How often a suspended group of several processes is checked for one that an outsider continued, and whether
+#: delegated work is done that keeps a job from being killed, seconds.
 RECHECK = 0.25
 STOPPED = frozenset("TtZX")
 #: Where the kernel holds a parent until the child that it vforked has called exec, by kernel version (/proc/PID/wchan).
@@ -95,9 +96,12 @@ def _vforking(pid: int) -> bool:
 class Control:
     """The processes of one job: the worker leads a session and group of its own."""
 
-    def __init__(self, job: int, leader: int, say: Callable[[Literal["stopped", "continued"], bool], None]) -> None:
-        """`say(what, outsider)` is called when a stop is proven, or a continuation seen."""
+    def __init__(
+        self, job: int, leader: int, directory: str, say: Callable[[Literal["stopped", "continued"], bool], None]
+    ) -> None:
+        """`directory`: the job's. `say(what, outsider)` is called when a stop is proven, or a continuation seen."""
         self.job, self.leader = job, leader
+        self._directory = directory
         self.asked: Literal["abort", "time-limit"] | None = None
         self.killed = False
         self.stopped = False
@@ -108,6 +112,8 @@ class Control:
         self._look_after = LOOK
         self._next_look: float | None = None
         self._kill_at: float | None = None
+        self._grace = 0.0
+        self._outlasts = False
 
     # --- verbs -----------------------------------------------------------------------------------------------
 
@@ -123,8 +129,8 @@ class Control:
     def abort(self, grace: float, *, force: bool = False, why: Literal["abort", "time-limit"] = "abort") -> None:
         """TERM and CONT now, KILL after `grace` seconds; force: KILL now.
 
-        ENDLESS: another program does the work, and its end is waited for. TERM then is for the worker alone, which
-        would not hear of that end if the program that carries its connection (ssh) were ended.
+        While another program does the work (delegated) its end is waited for, however long that takes. TERM then is for
+        the worker alone, which would not hear of that end if what carries its connection (ssh) were ended too.
         """
         self.asked = self.asked or why
         self._stop_wanted = False
@@ -132,12 +138,13 @@ class Control:
         if force:
             self._kill()
             return
-        if grace == ENDLESS:
+        if is_delegated(self._directory):
             self.signal_leader(signal.SIGTERM)
         else:
             self.signal(signal.SIGTERM)
         self.signal(signal.SIGCONT)
         if self._kill_at is None:
+            self._grace = grace
             self._kill_at = time.monotonic() + grace
 
     def signal(self, number: int) -> None:
@@ -182,7 +189,7 @@ class Control:
     def tick(self, now: float) -> float | None:
         """Do what is due; returns when to be called next (monotonic seconds), None for never."""
         if self._kill_at is not None and now >= self._kill_at:
-            self._kill()
+            self._kill_in_time(now)
         if self._next_look is not None and now >= self._next_look:
             self._look(now)
         due = [at for at in (self._kill_at, self._next_look) if at is not None]
@@ -216,6 +223,17 @@ class Control:
             return pid != self.leader and os.getpgid(pid) == self.leader
         except ProcessLookupError:
             return False
+
+    def _kill_in_time(self, now: float) -> None:
+        """The grace period is over; of delegated work it begins when that is done."""
+        if is_delegated(self._directory):
+            self._outlasts = True
+            self._kill_at = now + RECHECK
+        elif self._outlasts:
+            self._outlasts = False
+            self._kill_at = now + self._grace
+        else:
+            self._kill()
 
     def _kill(self) -> None:
         self._kill_at = None

@@ -19,9 +19,6 @@ from msgspec import Struct
 #: Spoken by both ends of the zygote's socket; a supervisor starts its own zygote when it meets another one.
 VERSION = "0.1.0"
 
-#: A grace period, in seconds: longer than anything runs.
-ENDLESS = 1e9
-
 OnConflict = Literal["queue", "wait", "fail"]
 #: The phase of a worker that has its locks and runs its type's plan().
 CHECKS = "checks"
@@ -163,7 +160,13 @@ class Commit(Struct, tag="commit", tag_field="is"):
     result: dict[str, Any] | None
 
 
-Life = Claim | Temporary | Made | Commit
+class Delegated(Struct, tag="delegated", tag_field="is"):
+    """From here on another program does the work, which nobody can stop, or not any more."""
+
+    on: bool
+
+
+Life = Claim | Temporary | Made | Delegated | Commit
 
 #: Content of a life file whose job ended before any worker claimed it: a late worker that finds it exits.
 VOID = b"void\n"

@@ -38,11 +38,10 @@ from jobvisor_workers.protocol import (
     Commit,
     Failure,
     Holder,
-    Made,
+    Life,
     Report,
     Request,
     Result,
-    Temporary,
     encode,
 )
 from jobvisor_workers.resources import pools, uri
@@ -107,7 +106,7 @@ def main(spawned: Spawned) -> NoReturn:
     _become_requester(spawned, word)
     os.environ |= {MARK_ID: str(request.id), MARK: spawned.directory}
 
-    def record(line: Claim | Temporary | Made | Commit) -> None:
+    def record(line: Life) -> None:
         os.write(life, encode(line) + b"\n")
         os.fdatasync(life)
 

@@ -7,7 +7,7 @@ import os
 import msgspec
 
 from jobvisor_workers import finished
-from jobvisor_workers.protocol import VOID, Claim, Commit, Life, Linked, Temporary, decode_life
+from jobvisor_workers.protocol import VOID, Claim, Commit, Delegated, Life, Linked, Temporary, decode_life
 
 
 def read_life(directory: str) -> list[Life]:
@@ -34,6 +34,11 @@ def remains(directory: str) -> list[Life]:
     if finished.read(directory).processed:
         return life
     return [Temporary(line.directory, line.name) if isinstance(line, Temporary) else line for line in life]
+
+
+def is_delegated(directory: str) -> bool:
+    """True while another program does a job's work."""
+    return next((line.on for line in reversed(read_life(directory)) if isinstance(line, Delegated)), False)
 
 
 def claim_of(life: list[Life]) -> Claim | None:

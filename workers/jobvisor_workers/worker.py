@@ -15,6 +15,7 @@ from jobvisor_workers.errors import JobError
 from jobvisor_workers.expected import Expected
 from jobvisor_workers.jobtype import READ, Access
 from jobvisor_workers.output import Output, target_mode
+from jobvisor_workers.protocol import Delegated
 from jobvisor_workers.resources.pools import Pools
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Worker:
         self,
         request: Request,
         reporter: Reporter,
-        record: Callable[[Temporary | Made], None],
+        record: Callable[[Temporary | Made | Delegated], None],
         ends: Ends,
         keeping: Keeping | None = None,
     ) -> None:
@@ -270,6 +271,7 @@ class Worker:
 
     def delegate(self, delegated: bool) -> None:
         """From here on another program does the work, or not any more: no stop and no end would reach it."""
+        self.record(Delegated(delegated))
         self._reporter.report.delegated = delegated
         self._reporter.send()
 

@@ -203,7 +203,7 @@ class Zygote:
         def say(what: str, outsider: bool) -> None:
             self.say(Stopped(job, outsider) if what == "stopped" else Continued(job, outsider))
 
-        child = Child(message, pid, read, Control(job, pid, say))
+        child = Child(message, pid, read, Control(job, pid, message.directory, say))
         self.children[job] = child
         self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._ended(child))
         self.say(Started(job, pid), read)
