@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import signal
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from jobvisor import Job, JobInfo, Supervisor
+from jobvisor import Job, JobInfo, Supervisor, Verb
+from jobvisor.asking import Options
 from jobvisor.testing import halt_at, kill_at, wait_until
 from jobvisor_workers import finished
+from jobvisor_workers.protocol import Requester
 from support.images import MIB, filled, qcow2
 from support.lock_scenes import loop_device, need
 
@@ -450,6 +454,55 @@ def test_a_device_that_is_read_must_not_be_written_to(supervisor: Supervisor, so
             file.write(b"other")
         info = job.retry().wait(60)
         assert f"{device} is not what it was: it was written to" in str(info.errmsg)
+
+
+# --- another user's job ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for somebody else")
+@pytest.mark.parametrize("end", ["abort", "kill"])
+def test_the_partial_of_another_users_job_is_that_users(supervisor: Supervisor, end: End) -> None:
+    ann = Requester(65533, 65533, [65533], "ann", "/nonexistent")
+    core = supervisor._core.seen_by(ann)
+    with tempfile.TemporaryDirectory(prefix="jobvisor-keep-") as name:
+        room = Path(name)
+        source, target = filled(room / "source", SIZE), room / "target"
+        os.chown(room, ann.uid, ann.gid)
+        args = {"source": str(source), "target": str(target), "reflink": False, "keep_partial": True}
+
+        def half(bandwidth: int = 40 * MIB) -> Job:
+            job = core.start("clone", Options(bandwidth=bandwidth), args, umask=0o77).result(10).id
+            wait_until(lambda: core.info(job).result().data_processed >= 16 * MIB)
+            if end == "abort":
+                core.verb(Verb.ABORT, job, wait=True).result(10)
+            else:
+                os.kill(supervisor.pids()[job], signal.SIGKILL)
+                core.wait(job, None)[0].result(10)
+            return supervisor.job(job)
+
+        job = half()
+        facts = partial_of(job.info()).stat()
+        assert (facts.st_uid, stat.S_IMODE(facts.st_mode)) == (ann.uid, 0o600)
+        assert (Path(job.info().log).parent / finished.NAME).stat().st_uid == 0
+        again = core.wait(core.retry(job.id).result(10).id, None)[0].result(30)
+        assert again.ok, again.errmsg
+        assert again.data_continued >= 8 * MIB
+        assert target.read_bytes() == source.read_bytes()
+        assert target.stat().st_uid == ann.uid
+
+        target.unlink()
+        job = half()
+        partial = partial_of(job.info())
+        # What ann puts there instead is ann's to lose, and nobody else's.
+        secret = room / "roots"
+        secret.write_text("root's")
+        partial.unlink()
+        partial.symlink_to(secret)
+        info = core.wait(core.retry(job.id).result(10).id, None)[0].result(30)
+        assert info.state == "failed"
+        for number in (job.id, info.id):
+            core.forget(number).result(10)
+        assert sorted(room.iterdir()) == sorted([source, secret])
 
 
 # --- upload, download ------------------------------------------------------------------------------------------------
