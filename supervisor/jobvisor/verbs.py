@@ -27,7 +27,6 @@ from jobvisor_workers import registry
 from jobvisor_workers.protocol import Life, Request, Requester
 from jobvisor_workers.settle import settle
 
-
 #: Request and notes of a job, and what one like it comes after.
 Before = tuple[Request, Notes, list[str] | None]
 
