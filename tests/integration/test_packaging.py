@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from jobvisor import autostart
+from jobvisor.places import socket_of
 from jobvisor_workers import protocol
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -364,13 +366,21 @@ def test_continuous_integration_runs_make_test_and_hands_its_verdict_on(machine:
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator[Callable[[], subprocess.CompletedProcess[str]]]:
-    """Run the demo in a directory that has nothing of the project but the script and .venv/bin/jobvisor."""
+    """Run the demo in a directory that has nothing of the project but the script and .venv/bin/jobvisor.
+
+    Its daemon is one of this test's own, which a user's would not be.
+    """
+    home = tmp_path / "home"
     (tmp_path / "docs/examples").mkdir(parents=True)
     (tmp_path / ".venv/bin").mkdir(parents=True)
     script = tmp_path / "docs/examples/demo.sh"
     shutil.copy(ROOT / "docs/examples/demo.sh", script)
     (tmp_path / ".venv/bin/jobvisor").symlink_to(Path(sys.executable).parent / "jobvisor")
-    yield lambda: subprocess.run(["sh", str(script)], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    yield lambda: subprocess.run(
+        ["sh", str(script)], env={**os.environ, "JOBVISOR_HOME": str(home)},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    )  # fmt: skip
+    autostart.stop(socket_of(str(home)))
     shutil.rmtree(tmp_path / "demo", ignore_errors=True)  # a gigabyte; pytest would keep it
 
 
