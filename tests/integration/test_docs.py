@@ -16,10 +16,8 @@ from support.transcript import SIZES, VARIES, blocks_of
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Those that show something to run; the sessions of a page are at one terminal.
-PAGES = [
-    "README.md",
-    *(f"docs/{name}.md" for name in ("api", "job-types", "library", "embedding", "locks", "queue", "testing")),
-]
+NAMES = ("api", "job-types", "third-party", "library", "embedding", "locks", "queue", "testing")
+PAGES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
 
 
 def test_the_page_of_states_is_up_to_date() -> None:

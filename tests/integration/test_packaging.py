@@ -33,34 +33,21 @@ PACKAGES = {"jobvisor", "jobvisor_workers", "jobvisor_cli"}
 
 
 @pytest.fixture(scope="module")
-def hatchling(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment in which the build backend can be imported."""
-    target = tmp_path_factory.mktemp("hatchling")
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--retries", "1", "--target", str(target), "hatchling"],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    if done.returncode != 0:
-        pytest.skip(f"pip cannot fetch hatchling: {done.stderr.strip().splitlines()[-1]}")
-    return {**os.environ, "PYTHONPATH": str(target)}
-
-
-@pytest.fixture(scope="module")
-def sdist(hatchling: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sdist")
     code = f"import hatchling.build; hatchling.build.build_sdist({str(out)!r})"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=hatchling, check=True, stdin=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
     (archive,) = out.iterdir()
     return archive
 
 
 @pytest.fixture(scope="module")
-def wheel(hatchling: dict[str, str], sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from the sdist, as packagers do, so that a file the sdist lacks is noticed."""
     out = tmp_path_factory.mktemp("wheel")
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(out), str(sdist)],
-        env=hatchling, check=True, stdin=subprocess.DEVNULL,
+        check=True, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     (archive,) = out.iterdir()
     return archive
