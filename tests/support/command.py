@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from jobvisor import autostart
+from jobvisor.places import socket_of
 from support import scratch_types
 from support.lock_scenes import wait_until
 
@@ -131,8 +133,7 @@ class Cli:
 
     def stop_daemon(self) -> None:
         """Its jobs go on; its zygote ends with the last of them."""
-        if os.path.lexists(self.home / "run/api.sock"):
-            subprocess.run([self.program, "daemon", "--stop"], env=self.env, check=True, capture_output=True)
+        autostart.stop(socket_of(str(self.home)))
 
     def nothing_left(self) -> None:
         """Once the daemon has been told to leave."""

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jobvisor import autostart
+from jobvisor.places import socket_of
 from jobvisor.testing import wait_until
 from support.transcript import Block, Shell
 
@@ -72,8 +74,7 @@ class Desk:
 
     def stop_daemon(self) -> None:
         """The one that the first command started."""
-        if (self.home / "run/api.sock").exists():
-            self.run("jobvisor", "daemon", "--stop")
+        autostart.stop(socket_of(str(self.home)))
 
     def processes(self) -> list[int]:
         """Whatever was started here, by its environment."""
