@@ -14,6 +14,7 @@ import pytest
 
 from jobvisor.states import State
 from support.command import Cli
+from support.images import filled
 from support.lock_scenes import flocked, wait_until
 
 
@@ -261,6 +262,30 @@ def test_a_retry_prints_the_new_id_and_how_it_begins(jobs: Cli) -> None:
     assert said(jobs, "retry", job, "-q") == (0, "3\n", "")
     assert json.loads(jobs.run("info", "2", "--json").stdout)["retry_of"] == 1
     assert jobs.run("current").stdout == "3\n"
+
+
+def test_a_retry_that_goes_on(jobs: Cli) -> None:
+    filled(Path(jobs.path("volume")), 1 << 20)
+    args = ("wipe", "volume", "--algorithm", "dod", "--keep-partial", "--bandwidth", "2MiB")
+    job = jobs.run("start", *args).stdout.strip()
+    wait_until(lambda: "pass 2" in str(json.loads(jobs.run("info", job, "--json").stdout)["phase"]), "pass 1 is done")
+    jobs.run("abort", job, "-q")
+    assert json.loads(jobs.run("info", job, "--json").stdout)["partial"] == {"path": None, "done": 1 << 20}
+    kept = f"Kept:             1 MiB of 4 MiB; jobvisor retry {job} goes on from there\n"
+    assert kept in jobs.run("info", job).stdout
+    assert said(jobs, "retry", job) == (0, "2\n", "job 2 goes on from the 1 MiB that are done\n")
+    assert jobs.run("wait", "2").returncode == 0
+    page = jobs.run("info", "2").stdout
+    assert "Result continued from: 1\n" in page
+    assert f"Result bytes continued: {1 << 20}\n" in page
+    assert "Kept:" not in page + jobs.run("info", job).stdout
+
+
+def test_without_a_daemon_nobody_could_retry(cli: Cli) -> None:
+    done = cli.run("run", "clone", "--no-daemon", "img", "copy", "--keep-partial")
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot start clone with --keep-partial: without a daemon nobody can retry it\n"
+    assert not Path(cli.path("copy")).exists()
 
 
 def test_forgetting(jobs: Cli) -> None:

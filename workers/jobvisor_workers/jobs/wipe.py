@@ -179,7 +179,7 @@ class Wipe(JobType, tag="wipe"):
         if self._goes_on:
             worker.keep(target)
         keeping = worker.keeping
-        first, start = _place(keeping, passes) if keeping else (0, 0)
+        first, start = _place(keeping, passes, size) if keeping else (0, 0)
         seed = b""
         for part, step in enumerate(passes[first:], first):
             name = f"pass {part + 1} of {len(passes)}"
@@ -200,10 +200,12 @@ class Wipe(JobType, tag="wipe"):
         }
 
 
-def _place(keeping: Keeping, passes: Sequence[Pass]) -> tuple[int, int]:
+def _place(keeping: Keeping, passes: Sequence[Pass], size: int) -> tuple[int, int]:
     """The pass to go on with, and the byte."""
     if passes[-1].kind == "verify" and not passes[-1].pattern and keeping.part >= len(passes) - 2:
         return len(passes) - 2, 0  # what was random is not known any more, and cannot be told from what is there
+    if keeping.done == size and keeping.part < len(passes) - 1:
+        return keeping.part + 1, 0
     # Whole steps, for patterns to go on as they began.
     return keeping.part, keeping.done // overwrite.STEP * overwrite.STEP
 
