@@ -15,6 +15,7 @@ from jobvisor.errors import JobvisorError
 from jobvisor.job import Job
 from jobvisor_cli.asked import Asked
 from jobvisor_workers.jobtype import JobType
+from jobvisor_workers.pipes import enlarge
 
 #: Who wrote into our input may have been ended by the ^C that reaches us so many seconds later.
 SAME_SIGNAL = 0.03
@@ -81,6 +82,7 @@ class _Input:
 
     def __init__(self, is_ending: Callable[[], bool]) -> None:
         self._is_ending = is_ending
+        enlarge(0)
 
     def read(self, size: int) -> bytes:
         """Raises OSError; _EndedWithUs for an end that is none, so that the job never takes it for one."""
@@ -99,6 +101,9 @@ class _Input:
 
 class _Output:
     """Standard output, of which no byte is kept back."""
+
+    def __init__(self) -> None:
+        enlarge(1)
 
     def write(self, piece: bytes) -> int:
         """All of it. Raises OSError."""

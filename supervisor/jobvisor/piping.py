@@ -12,7 +12,7 @@ from typing import IO
 from jobvisor import streams
 from jobvisor.core import Core
 from jobvisor.errors import UsageError, WrongState
-from jobvisor_workers.pipes import CAPACITY, INPUT, OUTPUT, PIECE
+from jobvisor_workers.pipes import CAPACITY, INPUT, OUTPUT
 
 #: Milliseconds between two looks: whether the job reads by now, and whether it is over.
 OPENED, OVER = 10, 100
@@ -68,7 +68,7 @@ def receive(core: Core, id: int, file: IO[bytes], leave: threading.Event) -> int
 
 def _feed(fd: int, file: IO[bytes], leave: threading.Event) -> int:
     total = 0
-    while piece := file.read(PIECE):
+    while piece := file.read(CAPACITY):
         rest = memoryview(piece)
         while rest:
             if leave.is_set():

@@ -66,7 +66,7 @@ class Input(_Pipe):
         why = (NO_SENDER, "its input, of which nothing more comes")
         super().__init__(ends.input, os.O_RDONLY, select.POLLIN, waiting, why)
         self._received, self._doing = ends.received, doing
-        _enlarge(self.fd)
+        enlarge(self.fd)
 
     def read(self, size: int = PIECE) -> bytes:
         """Some bytes, at most `size`; none at the end of the input. JobError when it was cut off there."""
@@ -96,7 +96,7 @@ class Output(_Pipe):
         why = (NO_READER, "its reader, who takes nothing more")
         super().__init__(ends.output, os.O_WRONLY, select.POLLOUT, waiting, why)
         self._doing = doing
-        _enlarge(self.fd)
+        enlarge(self.fd)
 
     def write(self, content: bytes | memoryview) -> None:
         """All of it. JobError when the reader left."""
@@ -115,8 +115,9 @@ class Output(_Pipe):
         return JobError(f"cannot {self._doing}: the reader of its output left after {self.count} bytes")
 
 
-def _enlarge(fd: int) -> None:
+def enlarge(fd: int) -> None:
+    """Fewer changes between the two processes at a pipe, if it is one."""
     try:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, CAPACITY)
-    except OSError:  # the user has too much of that already (fs.pipe-user-pages-soft)
+    except OSError:  # it is none, or the user has too much of that already (fs.pipe-user-pages-soft)
         pass
