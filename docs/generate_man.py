@@ -32,6 +32,7 @@ ENVIRONMENT = [
 FILES = [
     ("/var/lib/jobvisor", "home of the system's daemon"),
     ("/run/jobvisor/api.sock", "its socket"),
+    ("/etc/jobvisor/config.toml", "its configuration; config.toml in a home is that of the home's daemon"),
     ("~/.local/state/jobvisor", "home of a user's daemon; its socket is run/api.sock below it, its log daemon.log"),
 ]
 

@@ -40,6 +40,7 @@ SECTIONS = {
     },
     "About jobvisor": {
         "types": "Show the job types, or all about one of them.",
+        "config": "Show the daemon's configuration, or let it be read again.",
         "daemon": "Run the daemon in the foreground, or see to the one that runs.",
         "completion": "Print what makes a shell complete jobvisor's words.",
     },

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jobvisor.client import Client
+    from jobvisor.config import Setting
     from jobvisor.errors import (
         Busy,
+        ConfigError,
         HomeInUse,
         HomeUnusable,
         JobAborted,
@@ -35,10 +37,11 @@ __version__ = "0.1.0"
 _MODULES = {
     "client": "Client",
     "errors": (
-        "Busy HomeInUse HomeUnusable JobAborted JobFailed JobvisorError JournalError KeyReused NoSuchJob NotPermitted "
-        "Unreachable UsageError WaitTimeout WrongHold WrongState"
+        "Busy ConfigError HomeInUse HomeUnusable JobAborted JobFailed JobvisorError JournalError KeyReused NoSuchJob "
+        "NotPermitted Unreachable UsageError WaitTimeout WrongHold WrongState"
     ),
     "stream": "Event EventStream",
+    "config": "Setting",
     "hold": "Hold",
     "info": "DaemonInfo EndedBy JobInfo Parameter",
     "job": "Job",
@@ -52,6 +55,7 @@ __all__ = [
     "Busy",
     "Cause",
     "Client",
+    "ConfigError",
     "DaemonInfo",
     "EndedBy",
     "Event",
@@ -70,6 +74,7 @@ __all__ = [
     "NoSuchJob",
     "NotPermitted",
     "Parameter",
+    "Setting",
     "State",
     "Supervisor",
     "Unreachable",

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from jobvisor import closing, entering, holding, listing, once, startup, store, verbs
+from jobvisor import closing, config, entering, holding, listing, once, startup, store, verbs
 from jobvisor.asking import Options, checked_id, connect_of, states_of
+from jobvisor.config import Setting
 from jobvisor.engine import Engine
 from jobvisor.errors import NoSuchJob, NotPermitted, UsageError, WrongState
 from jobvisor.events import LocalStream
@@ -63,6 +64,7 @@ class Core:
         self.home = Home(home)
         self._closing = threading.Lock()
         try:
+            settings = config.read(config.files(str(self.home.path)))
             journal = Journal(self.home.journal)
         except BaseException:
             self.home.release()
@@ -71,6 +73,8 @@ class Core:
         self._engine.pump.start()
         try:
             startup.load(self._engine)
+            self._engine.config = settings
+            self._engine.schedule.limit(settings.limits)
             self._engine.pump.submit(lambda: startup.resume(self._engine)).result()
             deadline = time.monotonic() + ADOPTED_ANSWER
             while self._submit(self._adopting).result() and time.monotonic() < deadline:
@@ -226,6 +230,21 @@ class Core:
         self._owner(all_users)
         uid = self.uid
         return self._submit(lambda: holding.release(self._engine, user_name(uid), uid, type, all_users))
+
+    def config(self) -> Future[list[Setting]]:
+        return self._submit(lambda: self._engine.config.settings)
+
+    def reload(self) -> Future[list[Setting]]:
+        """Blocks while it reads the files. Raises ConfigError, NotPermitted."""
+        if self._whose is not None:
+            raise NotPermitted("only root and the daemon's own user may change its configuration")
+        fresh = config.read(config.files(str(self.home.path)))
+
+        def configure() -> list[Setting]:
+            entering.configure(self._engine, fresh)
+            return fresh.settings
+
+        return self._submit(configure)
 
     def holds(self) -> Future[list[Hold]]:
         """Those that are about the jobs of who asks."""

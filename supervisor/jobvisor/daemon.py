@@ -70,6 +70,7 @@ def run(config: Config, ready: Callable[[str], None]) -> None:
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
+    in_terminal = _in_terminal()
     supervisor = Supervisor(config.home, types=config.types)
     inhibitor = Inhibitor(supervisor._core, _note)
     try:
@@ -79,7 +80,7 @@ def run(config: Config, ready: Callable[[str], None]) -> None:
             _note(f"serves {serving.path}")
             ready(str(serving.path))
             inhibitor.start()
-            why = _stay(supervisor, serving, wake_read, config.idle)
+            why = _stay(supervisor, serving, wake_read, config.idle, in_terminal)
         finally:
             serving.stop()
         _note(f"leaves: {why}")
@@ -91,8 +92,20 @@ def run(config: Config, ready: Callable[[str], None]) -> None:
         os.close(wake_write)
 
 
-def _stay(supervisor: Supervisor, serving: Serving, wake: int, idle: float | None) -> str:
-    """Wait for a reason to leave."""
+def _stay(supervisor: Supervisor, serving: Serving, wake: int, idle: float | None, in_terminal: bool) -> str:
+    """Wait for a reason to leave. SIGHUP is one in a terminal, which is gone then; else the configuration is read."""
+    while True:
+        why = _until_told(supervisor, serving, wake, idle)
+        if why != "SIGHUP" or in_terminal:
+            return why
+        try:
+            supervisor.reload()
+            _note("read its configuration again")
+        except JobvisorError as error:
+            _note(f"keeps its configuration: {error}")
+
+
+def _until_told(supervisor: Supervisor, serving: Serving, wake: int, idle: float | None) -> str:
     waiting = select.poll()
     waiting.register(wake, select.POLLIN)
     wait = idle
@@ -115,6 +128,14 @@ def _take_descriptors() -> None:
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _in_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _name_process() -> None:

@@ -12,8 +12,9 @@ from concurrent.futures import Future
 
 import msgspec
 
-from jobvisor import holding, store
+from jobvisor import disks, holding, store
 from jobvisor.backlog import Backlog
+from jobvisor.config import Config
 from jobvisor.errands import Errands
 from jobvisor.errors import Unreachable
 from jobvisor.events import Hub
@@ -29,6 +30,7 @@ from jobvisor.schedule import Schedule
 from jobvisor.states import State
 from jobvisor_workers.jobtype import Access
 from jobvisor_workers.protocol import Holder, Request, encode
+from jobvisor_workers.resources import uri
 
 #: Final infos kept in memory, for those who ask just after the end.
 RECENT = 256
@@ -51,6 +53,7 @@ class Engine:
         #: Job → those that come after it.
         self.dependents: dict[int, list[int]] = {}
         self.current: dict[int, int] = {}
+        self.config = Config([], {})
         #: Scope → hold.
         self.holds: dict[tuple[int, str], Hold] = {}
         #: Jobs to be forgotten by age or number, whose partials must go with them.
@@ -69,7 +72,7 @@ class Engine:
         """A new record, at the end of the queue."""
         record = Record(request, notes, os.path.join(self.home.job(request.id), "log"))
         self.records[record.id] = record
-        self.schedule.enter(record.id, needs_of(notes), request.priority)
+        self.schedule.enter(record.id, needs_of(notes), request.priority, counts_in(record))
         self.settle(record)
         return record
 
@@ -175,6 +178,20 @@ class Engine:
             raise Unreachable("this supervisor was closed")
         if os.getpid() != self._pid:
             raise Unreachable(f"this supervisor is pid {self._pid}'s, and this is a fork of it")
+
+
+def counts_in(record: Record) -> list[str]:
+    """The classes of jobs that limits may be set on and that it belongs to."""
+    notes = record.notes
+    pools = {uri.parse(path).pool for path in notes.keys if path.startswith(uri.POOL)}
+    below = {disk for key, _ in notes.keys.values() for disk in disks.of_key(key)}
+    return [
+        "jobs",
+        f"user:{notes.owner_uid}",
+        f"type:{record.request.type}",
+        *(f"pool:{pool}" for pool in sorted(pools)),
+        *(f"device:{disk}" for disk in sorted(below)),
+    ]
 
 
 def needs_of(notes: Notes) -> dict[str, Access]:

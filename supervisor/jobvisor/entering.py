@@ -10,7 +10,8 @@ from concurrent.futures import Future
 import msgspec
 
 from jobvisor import depending, ending, once, partial, store, streams
-from jobvisor.engine import Engine, needs_of
+from jobvisor.config import Config
+from jobvisor.engine import Engine, counts_in, needs_of
 from jobvisor.errors import Busy
 from jobvisor.info import JobInfo
 from jobvisor.once import Once
@@ -139,6 +140,13 @@ def limit_wait(engine: Engine, record: Record) -> None:
     record.wait_limit = engine.pump.later(max(0.0, record.request.created + limit - time.time()), over)
 
 
+def configure(engine: Engine, config: Config) -> None:
+    """What is in effect from now on; what runs goes on, also above a limit."""
+    engine.config = config
+    engine.schedule.limit(config.limits)
+    run_queue(engine)
+
+
 def settle(engine: Engine) -> None:
     """What may start at all has changed."""
     queued = [engine.records[job] for job in engine.schedule.queued()]
@@ -195,7 +203,7 @@ def _resolve_again(engine: Engine, record: Record) -> None:
         if looked.exception() is None:  # whatever is wrong now, the worker says it with the rights it has
             record.notes.keys = looked.result()
             record.request = with_keys(record.request, record.notes.keys)
-            engine.schedule.replace(record.id, needs_of(record.notes))
+            engine.schedule.replace(record.id, needs_of(record.notes), counts_in(record))
         if not record.notes.held:
             engine.schedule.release(record.id)
         run_queue(engine)

@@ -14,6 +14,7 @@ JobvisorError
 ├── Unreachable        9  no supervisor answers                    (also ConnectionError)
 ├── HomeInUse          1  another supervisor has this home         .home .pid .command
 ├── HomeUnusable       1  the home cannot be used                  .home
+├── ConfigError        1  the configuration is wrong               .path .line
 └── JournalError       1  the journal cannot be written or read    .path
 """
 
@@ -175,3 +176,14 @@ class JournalError(JobvisorError):
     def __init__(self, path: str, why: str) -> None:
         self.path = path
         super().__init__(f"journal {path}: {why}")
+
+
+class ConfigError(JobvisorError):
+    """What was in effect before stays so."""
+
+    code = "config"
+
+    def __init__(self, path: str, line: int, why: str) -> None:
+        """`line`: 0 when it is not known."""
+        self.path, self.line = path, line
+        super().__init__(f"{path}:{line}: {why}" if line else f"{path}: {why}")

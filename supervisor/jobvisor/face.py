@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
 
+    from jobvisor.config import Setting
     from jobvisor.hold import Hold
     from jobvisor.info import JobInfo
     from jobvisor.schedule import Mask
@@ -132,6 +133,14 @@ class Face(ABC):
     def holds(self) -> list[Hold]:
         """What keeps your jobs from starting, the oldest first; root is told of everybody's."""
         return self._answer(self._source.holds())
+
+    def config(self) -> list[Setting]:
+        """The configuration that is in effect, each value with its source."""
+        return self._answer(self._source.config())
+
+    def reload(self) -> list[Setting]:
+        """Read the configuration again, and tell what is in effect now. Raises ConfigError; the old one stays then."""
+        return self._answer(self._source.reload())
 
     @abstractmethod
     def events(self, *, since: int | None = None, job: int | None = None, all_users: bool = False) -> EventStream:

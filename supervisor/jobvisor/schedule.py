@@ -21,6 +21,7 @@ from jobvisor_workers.protocol import Holder
 Needs = Mapping[str, Access]
 #: (-priority, job): the smallest is the first in line.
 Rank = tuple[int, int]
+ENDLESS = 1 << 62
 
 
 class Mask(Struct, frozen=True):
@@ -112,7 +113,7 @@ class Schedule:
         self._park(entry)
 
     def limit(self, limits: Mapping[str, int]) -> None:
-        """So many jobs of a class may be active at the same time; a class that is not named has no limit."""
+        """So many jobs of a class may be active at once. "kind:*" is for each "kind:…" that is not named itself."""
         self._limits = dict(limits)
         waiting = [job for line in self._clear.values() for _, job in line]
         for job in waiting:
@@ -180,6 +181,10 @@ class Schedule:
         last = max(self._entries, default=0) + 1
         return self._obstacle(needs, (-priority, last) if of is None else self._entries[of].rank)
 
+    def limit_of(self, counted: str) -> int | None:
+        """How many of a class may be active at once; None: any number."""
+        return self._limits.get(counted) or self._limits.get(f"{counted.partition(':')[0]}:*")
+
     def full(self, job: int) -> str | None:
         """The limit that keeps a queued job from starting now."""
         return self._full(self._entries[job].counts_in)
@@ -230,7 +235,7 @@ class Schedule:
         return line[0][1] if line and line[0] < rank else None
 
     def _full(self, classes: Iterable[str]) -> str | None:
-        return next((each for each in classes if self._counts[each] >= self._limits.get(each, 1 << 62)), None)
+        return next((each for each in classes if self._counts[each] >= (self.limit_of(each) or ENDLESS)), None)
 
     def _park(self, entry: _Entry) -> None:
         """Have it looked at again when what is in its way has changed."""
@@ -240,7 +245,7 @@ class Schedule:
         if obstacle:
             entry.line = self._blocked.setdefault(obstacle[0], [])
         else:
-            classes = tuple(each for each in entry.counts_in if each in self._limits)
+            classes = tuple(each for each in entry.counts_in if self.limit_of(each))
             entry.line = self._clear.setdefault(classes, [])
         insort(entry.line, entry.rank)
         self._moved[entry.rank[1]] = None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from jobvisor.config import Setting
     from jobvisor.hold import Hold
     from jobvisor.info import JobInfo
     from jobvisor.remote.calls import Call
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
     #: An answer that is under way, or the description of a call that gets it.
-    Asked = Future[T] | Call[T]
+    Asked: TypeAlias = Future[T] | Call[T]
 
 
 class Source(Protocol):
@@ -50,6 +51,10 @@ class Source(Protocol):
     def hold(self, reason: str, *, type: str | None, all_users: bool) -> Asked[Hold]: ...
 
     def release(self, *, type: str | None, all_users: bool) -> Asked[None]: ...
+
+    def config(self) -> Asked[list[Setting]]: ...
+
+    def reload(self) -> Asked[list[Setting]]: ...
 
     def holds(self) -> Asked[list[Hold]]: ...
 

@@ -578,3 +578,29 @@ def test_a_job_comes_after_others(jobs: Cli) -> None:
         "error: --after: after is a job's id, any:ID or failed:ID, not 'soon'; see jobvisor start checksum --help\n",
     )
     assert said(jobs, "run", "checksum", "img", "--after", "1", "--no-daemon")[0] == 2
+
+
+def test_the_daemon_reads_its_configuration_again_when_it_gets_hup(jobs: Cli) -> None:
+    assert jobs.run("config").stdout.splitlines()[0].split() == ["limits.jobs", "no", "limit", "default"]
+    known = json.loads(jobs.run("daemon", "--status", "--json").stdout)
+    file = Path(known["home"], "config.toml")
+    file.write_text("[limits.type]\npace = 1\n")
+    os.kill(known["pid"], signal.SIGHUP)
+    line = ["limits.type.pace", "1", f"{file}:2"]
+    wait_until(lambda: jobs.run("config").stdout.splitlines()[-1].split() == line, "the new configuration")
+    start(jobs)
+    start(jobs)
+    assert "(the limit of 1 pace job at once is reached)" in jobs.run("list").stdout
+    file.write_text("[limits]\npace = 1\n")
+    os.kill(known["pid"], signal.SIGHUP)
+    log = Path(known["home"], "daemon.log")
+    wait_until(lambda: f"keeps its configuration: {file}:2: no limit is called pace" in log.read_text(), "its refusal")
+    assert said(jobs, "config", "--reload")[::2] == (
+        1, f"error: {file}:2: no limit is called pace; there are jobs, per_user, per_type, per_pool, per_device, user, "
+        "type, pool, device\n",
+    )  # fmt: skip
+    assert jobs.run("config").stdout.splitlines()[-1].split() == line
+    assert json.loads(jobs.run("daemon", "--status", "--json").stdout)["pid"] == known["pid"]
+    file.unlink()
+    assert json.loads(jobs.run("config", "--reload", "--json").stdout.splitlines()[-1])["value"] is None
+    assert jobs.run("wait", "2", "--for", "running").returncode == 0

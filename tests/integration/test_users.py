@@ -90,6 +90,8 @@ MATRIX = {
     ("GET", "/v1/events?all_users=true&progress=0"): (403, 403, None),
     ("GET", "/v1/pids"): (200, 200, 200),
     ("GET", "/v1/mask?resource=IMAGE"): (200, 200, 200),
+    ("GET", "/v1/config"): (200, 200, 200),
+    ("POST", "/v1/config/reload"): (403, 403, 200),
     ("GET", "/v1/holds"): (200, 200, 200),
     ("POST", "/v1/holds"): (400, 400, 400),
     ("DELETE", "/v1/holds"): (409, 409, 409),

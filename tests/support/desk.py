@@ -47,14 +47,14 @@ class Desk:
     def do(self, block: Block, shell: Shell) -> None:
         """A `console` block is typed at the shell. A `python` or `sh` block that begins with the name of a file becomes
 
-        that file, and is given to pytest if its name says so; any other is run. A `toml` block is what an installed
+        that file, and is given to pytest if its name says so; any other is run. A `toml` project is what an installed
         package declares.
         """
         name = re.match(r"# ([\w.]+)\n", block.text)
         match block.language:
             case "console":
                 shell.play(block)
-            case "toml":
+            case "toml" if "[project" in block.text:
                 self._declare(tomllib.loads(block.text))
             case "python" | "sh" if name:
                 (self.directory / name[1]).write_text(block.text)

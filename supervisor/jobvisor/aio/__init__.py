@@ -12,8 +12,10 @@ from jobvisor.aio.client import Client
 from jobvisor.aio.job import Job
 from jobvisor.aio.stream import EventStream
 from jobvisor.aio.supervisor import Supervisor
+from jobvisor.config import Setting
 from jobvisor.errors import (
     Busy,
+    ConfigError,
     HomeInUse,
     HomeUnusable,
     JobAborted,
@@ -39,6 +41,7 @@ __all__ = [
     "Busy",
     "Cause",
     "Client",
+    "ConfigError",
     "DaemonInfo",
     "EndedBy",
     "Event",
@@ -57,6 +60,7 @@ __all__ = [
     "NoSuchJob",
     "NotPermitted",
     "Parameter",
+    "Setting",
     "State",
     "Supervisor",
     "Unreachable",

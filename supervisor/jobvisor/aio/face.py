@@ -14,6 +14,7 @@ from jobvisor.aio.documented import documented_by
 from jobvisor.aio.job import Job
 from jobvisor.aio.stream import EventStream
 from jobvisor.asking import After, Options, after_of
+from jobvisor.config import Setting
 from jobvisor.hold import Hold
 from jobvisor.info import JobInfo
 from jobvisor.schedule import Mask
@@ -117,6 +118,13 @@ class Face(ABC):
 
     async def holds(self) -> list[Hold]:
         return await self._answer(self._source.holds())
+
+    async def config(self) -> list[Setting]:
+        return await self._answer(self._source.config())
+
+    async def reload(self) -> list[Setting]:
+        # On a thread: it reads files.
+        return await self._answer(await asyncio.to_thread(self._source.reload))
 
     @abstractmethod
     def events(self, *, since: int | None = None, job: int | None = None, all_users: bool = False) -> EventStream: ...

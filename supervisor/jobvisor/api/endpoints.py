@@ -131,6 +131,16 @@ def endpoints(context: Context) -> list[Endpoint]:
             status=204,
             problems=(409, 507),
         ),
+        Endpoint("GET", "/v1/config", routes.config, "The configuration in effect", reply=wire.Settings),
+        Endpoint(
+            "POST",
+            "/v1/config/reload",
+            routes.reload,
+            "Read the configuration again",
+            reply=wire.Settings,
+            problems=(422,),
+            may_block=True,
+        ),
         Endpoint("GET", "/v1/current", routes.current, "The current job", reply=wire.Current),
         Endpoint(
             "PUT",

@@ -25,10 +25,11 @@ STATUS: Mapping[type[errors.JobvisorError], int] = {
     errors.WrongState: 409,
     errors.JobFailed: 409,
     errors.JobAborted: 409,
+    errors.ConfigError: 422,
     errors.JournalError: 507,
     errors.Unreachable: 503,
 }
-FIELDS = ("id", "state", "verb", "allowed", "resource", "holder", "hold", "path", "key")
+FIELDS = ("id", "state", "verb", "allowed", "resource", "holder", "hold", "path", "line", "key")
 
 
 class Refused(Exception):

@@ -157,6 +157,13 @@ class Routes:
         future = await self._context.in_thread(lambda: call.core.mask(query.resource, query.connect))
         return json(await asyncio.wrap_future(future))
 
+    async def config(self, call: Call) -> Response:
+        return json(wire.Settings(await asyncio.wrap_future(call.core.config())))
+
+    async def reload(self, call: Call) -> Response:
+        settings = await self._context.in_thread(call.core.reload)
+        return json(wire.Settings(await asyncio.wrap_future(settings)))
+
     async def holds(self, call: Call) -> Response:
         return json(wire.Holds(await asyncio.wrap_future(call.core.holds())))
 

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from jobvisor.asking import AFTER_MAX, PRIORITY_MAX, REASON_MAX
+from jobvisor.config import Setting
 from jobvisor.hold import Hold
 from jobvisor.info import JobInfo
 from jobvisor.states import State
@@ -180,6 +181,10 @@ class Holds(Struct):
     holds: list[Hold]
 
 
+class Settings(Struct):
+    settings: list[Setting]
+
+
 class Types(Struct):
     types: list[dict[str, Any]]
 
@@ -214,4 +219,5 @@ class Problem(Struct, kw_only=True, omit_defaults=True):
     hold: dict[str, Any] | None = None
     timeout: float | None = None
     path: str | None = None
+    line: int | None = None
     key: str | None = None

@@ -16,6 +16,7 @@ from jobvisor.states import Goal, State, Verb
 from jobvisor_workers.resources import uri
 
 if TYPE_CHECKING:
+    from jobvisor.config import Setting
     from jobvisor.hold import Hold
     from jobvisor.schedule import Mask
 
@@ -162,6 +163,20 @@ def holds() -> Call[list[Hold]]:
         return msgspec.convert(_member(body, "holds"), list[Hold])
 
     return Call("GET", "/v1/holds", decode)
+
+
+def config() -> Call[list[Setting]]:
+    return Call("GET", "/v1/config", _settings)
+
+
+def reload() -> Call[list[Setting]]:
+    return Call("POST", "/v1/config/reload", _settings)
+
+
+def _settings(body: bytes) -> list[Setting]:
+    from jobvisor.config import Setting
+
+    return msgspec.convert(_member(body, "settings"), list[Setting])
 
 
 def _hold(body: bytes) -> Hold:

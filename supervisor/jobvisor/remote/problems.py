@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from jobvisor.errors import (
     Busy,
+    ConfigError,
     JobvisorError,
     JournalError,
     KeyReused,
@@ -36,6 +37,7 @@ class Problem(Struct):
     holder: Holder | None = None
     hold: dict[str, Any] | None = None
     path: str = ""
+    line: int = 0
     key: str = ""
 
 
@@ -54,6 +56,7 @@ _ERRORS: dict[str, Callable[[Problem], JobvisorError]] = {
     WrongState.code: lambda problem: WrongState(int(problem.id), problem.state, problem.verb, problem.allowed),
     WrongHold.code: _wrong_hold,
     Unreachable.code: lambda problem: Unreachable(problem.detail),
+    ConfigError.code: lambda problem: ConfigError(problem.path, problem.line, problem.detail),
     JournalError.code: lambda problem: JournalError(problem.path, problem.detail),
 }
 
