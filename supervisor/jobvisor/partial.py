@@ -65,7 +65,11 @@ def disposable(directory: str) -> list[Life]:
     except FileNotFoundError:
         return []
     life = read_life(directory)
-    return [Temporary(line.directory, line.name) for line in life if isinstance(line, Temporary) and line.kept]
+    names = {(line.directory, line.name) for line in life if isinstance(line, Temporary) and line.kept}
+    begun = finished.read(directory).begun
+    if begun and begun.partial:  # of a retry that did not come to it
+        names.add((os.path.dirname(begun.partial), os.path.basename(begun.partial)))
+    return [Temporary(*name) for name in sorted(names)]
 
 
 def _share(one: str, other: str) -> bool:

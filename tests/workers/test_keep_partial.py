@@ -221,6 +221,19 @@ def test_forget_takes_the_partial_with_it(supervisor: Supervisor, source: Path, 
     assert list(tmp_path.iterdir()) == [source]
 
 
+def test_also_if_the_last_to_need_it_was_a_retry_that_did_not_come_to_it(
+    supervisor: Supervisor, source: Path, tmp_path: Path
+) -> None:
+    job = ended(supervisor, "kill", "clone", source=source, target=tmp_path / "target.raw", reflink=False)
+    source.rename(tmp_path / "elsewhere")
+    again = job.retry()
+    assert "no such file" in str(again.wait(60).errmsg)
+    job.forget()
+    assert partial_of(again.info()).exists()
+    again.forget()
+    assert list(tmp_path.iterdir()) == [tmp_path / "elsewhere"]
+
+
 def test_a_later_supervisor_knows_it_and_expiry_removes_it(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

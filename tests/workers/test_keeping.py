@@ -57,11 +57,11 @@ def opened(path: Path) -> int:
     return os.open(path, os.O_RDWR)
 
 
-def gone(begin: Begin, target: Path, *, done: int = 500) -> None:
+def gone(begin: Begin, target: Path, partial: str | None = None) -> None:
     """A worker that was killed: nothing but its map is left."""
     first = begin()
-    first.take(opened(target), [], None)
-    first.finished(done)
+    first.take(opened(target), [], partial)
+    first.finished(500)
     os.close(first._fd)
 
 
@@ -180,6 +180,14 @@ def test_what_was_restored_from_before_is_noticed(begin: Begin, target: Path) ->
     os.utime(target, (1, 1))
     with pytest.raises(JobError, match="older than what was written to it"):
         begin(2).take(opened(target), [], None)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_partial_that_is_another_users_is_not_believed(begin: Begin, target: Path) -> None:
+    gone(begin, target, str(target))
+    os.chown(target, 65533, 65533)
+    with pytest.raises(JobError, match="it is another user's"):
+        begin(2).take(opened(target), [], str(target))
 
 
 def test_nothing_finished_is_nothing_kept(begin: Begin, target: Path, tmp_path: Path) -> None:

@@ -176,6 +176,8 @@ class Keeping:
         now = unchanged.look(target)
         left = self._map.left
         name = begun.partial or os.readlink(f"/proc/self/fd/{target}")
+        if begun.partial and os.fstat(target).st_uid != os.geteuid():  # nobody can make a file that is another user's
+            raise self._refused(name, "it is another user's")
         if why := unchanged.other(begun.target, msgspec.structs.replace(now, size=begun.target.size)):
             raise self._refused(name, why)
         if left and left.target.boot == now.boot:

@@ -17,7 +17,7 @@ from jobvisor_workers.jobtype import JobType, arguments, describe
 RETRY = {
     "never": "a failed job is never to be repeated as it was",
     "restart": "a failed job can be retried from the beginning",
-    "continue": "a failed job can be retried from where it was",
+    "continue": "a failed job can be retried, with --keep-partial from where it was",
 }
 
 
