@@ -152,3 +152,11 @@ def test_what_an_abort_leaves_is_said(supervisor: Supervisor, tmp_path: Path, im
     assert info.state == "aborted"
     assert any("perhaps repaired in part" in text for text in info.warnings)
     assert status(image) in (0, 3)
+
+
+def test_a_limit_holds_for_the_tables(check: Run, tmp_path: Path) -> None:
+    image = tmp_path / "a.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512,preallocation=metadata", image, 32 * MIB)
+    info = check(image, bandwidth=MIB)
+    # The table of the second level has 8 bytes for each cluster: 512 KiB, of which a tenth of a second's worth is free.
+    assert (info.ok, info.time_elapsed > 300) == (True, True), info.errmsg

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -510,10 +511,40 @@ def test_a_dry_run_looks_and_makes_nothing(clone: Clone, tmp_path: Path) -> None
     assert everything_in(tmp_path) == before
 
 
+def test_progress_under_a_limit_counts_what_was_written(supervisor: Supervisor, tmp_path: Path) -> None:
+    source = qcow2(tmp_path / "a.qcow2", filled(tmp_path / "a.raw", 12 * MIB))
+    job = supervisor.start("clone", source=str(source), target=str(tmp_path / "b.qcow2"), bandwidth=6 * MIB)
+    seen = 0
+
+    def true_to_the_end() -> bool:
+        nonlocal seen
+        info = job.info()
+        if info.final or info.pid is None or info.phase != "copy":
+            return info.final
+        written = [os.stat(f"/proc/{info.pid}/fd/{fd}") for fd in unnamed_of(info.pid, tmp_path)]
+        assert not written or info.data_processed <= sum(facts.st_blocks for facts in written) * 512
+        seen += bool(written and info.data_processed)
+        return False
+
+    wait_until(true_to_the_end, "its end")
+    assert job.info().ok
+    assert seen > 2
+
+
+def unnamed_of(pid: int, directory: Path) -> list[str]:
+    """Descriptors of files without a name in that directory."""
+    found = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            name = os.readlink(f"/proc/{pid}/fd/{fd}")
+            if name.startswith(f"{directory}/") and name.endswith(" (deleted)"):
+                found.append(fd)
+    return found
+
+
 def test_progress_of_qemu_img_is_relayed(supervisor: Supervisor, tmp_path: Path) -> None:
     source = qcow2(tmp_path / "a.qcow2", filled(tmp_path / "a.raw", 64 * MIB))
     job = supervisor.start("clone", source=str(source), target=str(tmp_path / "b.qcow2"), bandwidth=48 * MIB)
-    # It counts what it has read: up to 16 MiB more than what is written.
     seen: set[int] = set()
 
     def halfway() -> bool:

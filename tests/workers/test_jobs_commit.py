@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jobvisor import Cause, JobInfo, Supervisor
-from support.images import MIB, everything_in, filled, identical, overlay, qcow2, qemu_img, sha256
+from support.images import MIB, everything_in, filesystem, filled, identical, overlay, qcow2, qemu_img, sha256
 from support.lock_scenes import need, vm, wait_until
 
 
@@ -133,3 +133,14 @@ def test_whatever_ends_it_the_overlay_is_whole(
         assert kind == "raw" or leaks_at_most(base)
     assert commit(top).ok
     assert identical(base, expected, "-f", kind)
+
+
+def test_no_room_in_the_backing_file(commit: Run, tmp_path: Path) -> None:
+    with filesystem(tmp_path, "tmpfs", 4 * MIB) as where:
+        with open(where / "base.raw", "wb") as file:
+            file.truncate(8 * MIB)
+        top = overlay(tmp_path / "top.qcow2", str(where / "base.raw"), "raw", "-P 1 0 6M")
+        info = commit(top)
+        assert (info.state, info.cause) == ("failed", Cause.NO_SPACE)
+        assert (info.errmsg or "").startswith(f"cannot commit {top} to {where}/base.raw: No space left on device, ")
+        assert (info.errmsg or "").endswith(f" are free; make room in {where}, and do it again")

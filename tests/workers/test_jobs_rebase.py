@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from jobvisor import Cause, JobInfo, Supervisor
-from support.images import MIB, everything_in, filled, identical, overlay, qcow2, qemu_img
+from support.images import MIB, everything_in, filesystem, filled, identical, overlay, qcow2, qemu_img
 from support.lock_scenes import need, vm, wait_until
 
 
@@ -152,3 +152,16 @@ def test_whatever_ends_it_the_overlay_is_whole(supervisor: Supervisor, rebase: R
     assert rebase(top, flatten=True).ok
     assert backing_of(top) == (None, None)
     assert identical(top, expected)
+
+
+def test_no_room_for_what_the_backing_file_has(rebase: Run, tmp_path: Path) -> None:
+    base = filled(tmp_path / "base.raw", 6 * MIB)
+    with filesystem(tmp_path, "tmpfs", 4 * MIB) as where:
+        top = overlay(where / "top.qcow2", str(base), "raw", "-P 1 0 64k")
+        info = rebase(top, flatten=True, bandwidth=1 << 30)
+        assert (info.state, info.cause) == ("failed", Cause.NO_SPACE)
+        assert (info.errmsg or "").startswith(f"cannot rebase {top}: No space left on device, ")
+        assert (info.errmsg or "").endswith(f" are free; make room in {where}, and do it again")
+        assert "--bandwidth limits what is written to the overlay, not what is read to compare" in info.warnings
+        qemu_img("check", top)
+        assert backing_of(top) == (str(base), "raw")

@@ -398,9 +398,13 @@ def convert(
         argv += ["-c"] if target.format == "vmdk" else ["-c", "-W", "-m", str(COMPRESSING)]
     elif _takes_direct(target.fd):
         argv += ["-t", "none", "-W"]
-    argv += ["-r", str(worker.bandwidth)] if worker.bandwidth else []
+    relay = _relay(worker, top.size)
+    if worker.bandwidth:
+        # Progress counts what was begun. Of the usual eight pieces of 2 MiB at a time that is much at a low rate.
+        argv += ["-r", str(worker.bandwidth), *([] if compress else ["-m", "1"])]
+        relay = _relay(worker, top.size, late=True)
     source, written = _node(chain), _node([target, *below])
-    finished = worker.child([*argv, _named(source), _named(written)], on_stdout=_relay(worker, top.size))
+    finished = worker.child([*argv, _named(source), _named(written)], on_stdout=relay)
     if finished.status:
         raise _failure(finished, doing)
 
@@ -434,15 +438,16 @@ def rebase(worker: Worker, chain: Sequence[Image], backing: tuple[str, str] | No
         raise _failure(finished, doing)
 
 
-def _relay(worker: Worker, total: int) -> Callable[[bytes], None]:
-    """What takes the output of -p and tells how many of `total` bytes are done."""
-    rest = b""
+def _relay(worker: Worker, total: int, *, late: bool = False) -> Callable[[bytes], None]:
+    """What takes the output of -p and tells how many of `total` bytes are done. `late`: the last but one word is so."""
+    rest, last = b"", 0.0
 
     def relay(piece: bytes) -> None:
-        nonlocal rest
-        rest = (rest + piece)[-64:]
-        if seen := PROGRESS.findall(rest):
-            worker.reached(int(total * float(seen[-1]) / 100))
+        nonlocal rest, last
+        *said, rest = (rest + piece).rsplit(b"\r", 1)
+        for share in map(float, PROGRESS.findall(b"".join(said))):
+            worker.reached(int(total * (last if late else share) / 100))
+            last = share
 
     return relay
 
@@ -470,8 +475,12 @@ def compare(worker: Worker, one: Sequence[Image], other: Sequence[Image], *, str
 
 def check(worker: Worker, image: Image, repair: str | None) -> Finished:
     """Look through the tables, and repair them: "leaks" or "all"; to be judged by the caller."""
-    argv = ["qemu-img", "check", "--output=json", *(["-r", repair] if repair else []), _named(_node([image]))]
-    return worker.child(argv)
+    argv = ["qemu-img", "check", "--output=json", *(["-r", repair] if repair else [])]
+    node = _node([image])
+    if worker.bandwidth:  # of the file below, since it is not what a guest sees that is read
+        argv += ["--object", f"throttle-group,id=limit,limits.bps-total={worker.bandwidth}"]
+        node["file"] = {"driver": "throttle", "throttle-group": "limit", "file": node["file"]}
+    return worker.child([*argv, _named(node)])
 
 
 def send(worker: Worker, chain: Sequence[Image], socket: int, *, doing: str, on_tick: Callable[[], None]) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import TYPE_CHECKING
 
 from jobvisor_workers.data import libc
 from jobvisor_workers.data.direct import BLOCK
-from jobvisor_workers.errors import JobError, NoSpace
+from jobvisor_workers.errors import JobError, NoSpace, from_os_error
+
+if TYPE_CHECKING:
+    from jobvisor_workers.worker import Volume
 
 FULL = os.strerror(errno.ENOSPC)
 #: f_type of filesystems that may store less than they are given (compression): btrfs, ZFS, bcachefs, F2FS.
@@ -51,6 +55,19 @@ def exhausted(error: NoSpace, doing: str, directory: str, fd: int, advice: str =
     there = free(directory) + os.fstat(fd).st_blocks * 512
     return NoSpace(
         f"cannot {doing}: {FULL}, although {human(there)} were free for it; make room in {directory}{advice}"
+    )
+
+
+def outgrown(error: OSError | JobError, doing: str, volume: Volume) -> JobError:
+    """As `exhausted`, of a volume that grew in place; `doing` names it. Other errors as they are."""
+    met = from_os_error(error, doing) if isinstance(error, OSError) else error
+    if not isinstance(met, NoSpace) or FULL not in str(met):
+        return met
+    if volume.kind == "block":
+        return NoSpace(f"cannot {doing}: the device is full, it has {human(volume.size)}; enlarge it, and do it again")
+    directory = os.path.dirname(os.path.realpath(volume.path))
+    return NoSpace(
+        f"cannot {doing}: {FULL}, {human(free(directory))} are free; make room in {directory}, and do it again"
     )
 
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Meta
 
 from jobvisor_workers import chain as chains
-from jobvisor_workers import jobtype, qemu_img
-from jobvisor_workers.errors import BadArgument, from_os_error
+from jobvisor_workers import jobtype, qemu_img, room
+from jobvisor_workers.errors import BadArgument, NoSpace
 from jobvisor_workers.jobtype import WRITE, JobType
 from jobvisor_workers.qemu_img import Format, Image
 from jobvisor_workers.worker import Worker
@@ -58,8 +58,8 @@ class Commit(JobType, tag="commit"):
             os.fsync(base.fd)
         except BaseException as error:
             worker.warn(worker.abort_effect)
-            if isinstance(error, OSError):
-                raise from_os_error(error, self._doing)
+            if isinstance(error, OSError | NoSpace):
+                raise room.outgrown(error, f"{self._doing} to {base.path}", worker.volume(base.path))
             raise
         worker.abort_effect = None
         return {"volume": self.volume, "base": base.path, "size": top.size}

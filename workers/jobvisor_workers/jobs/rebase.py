@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Meta
 
 from jobvisor_workers import chain as chains
-from jobvisor_workers import jobtype, qemu_img
-from jobvisor_workers.errors import BadArgument, from_os_error
+from jobvisor_workers import jobtype, qemu_img, room
+from jobvisor_workers.errors import BadArgument, NoSpace
 from jobvisor_workers.jobtype import READ, WRITE, JobType
 from jobvisor_workers.qemu_img import BACKED, Format, Image
 from jobvisor_workers.worker import Worker
@@ -49,6 +49,8 @@ class Rebase(JobType, tag="rebase"):
             raise BadArgument(f"cannot {self._doing} on {self.backing}: that is based on {self.volume} itself")
         if all(worker.is_locked(image.path) for image in (*old, *new)):
             chains.check_readable(worker, [*old, *new], self._doing)
+            if worker.bandwidth and not self.unsafe:
+                worker.warn("--bandwidth limits what is written to the overlay, not what is read to compare")
             if worker.dry_run:
                 self._expect(worker, old, new)
 
@@ -70,8 +72,8 @@ class Rebase(JobType, tag="rebase"):
         except BaseException as error:
             if worker.abort_effect:
                 worker.warn(worker.abort_effect)
-            if isinstance(error, OSError):
-                raise from_os_error(error, self._doing)
+            if isinstance(error, OSError | NoSpace):
+                raise room.outgrown(error, self._doing, worker.volume(self.volume))
             raise
         worker.abort_effect = None
         return {
