@@ -25,6 +25,13 @@ def test_the_page_of_states_is_up_to_date() -> None:
     assert (ROOT / "docs/states.md").read_text() == generator["page"](), "run docs/generate_states.py"
 
 
+def test_the_comparison_has_every_row_that_its_program_runs() -> None:
+    """Running them takes half a minute: docs/compare.py."""
+    rows = runpy.run_path(str(ROOT / "docs/compare.py"))["ROWS"]
+    shown = re.findall(r"^\| ([^|\s][^|]*) \|", (ROOT / "docs/comparison.md").read_text(), re.MULTILINE)
+    assert shown == ["---", *(title for title, _, _ in rows)]
+
+
 @pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):

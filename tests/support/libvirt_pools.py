@@ -63,17 +63,16 @@ class Pools:
 
     def refresh(self, pool: str = "dir") -> set[str]:
         """The volumes then; retried while libvirt still works on one and refuses."""
-        found: list[set[str]] = []
 
         def done() -> bool:
             try:
-                found.append(_names(self.virsh(f"pool-refresh {pool}; vol-list {pool}")))
+                self.virsh("pool-refresh", pool)
             except AssertionError:
                 return False
             return True
 
         wait_until(done, f"pool {pool} is idle")
-        return found[0]
+        return self.volumes(pool)
 
     def path(self, pool: str, volume: str) -> Path:
         return Path(self.virsh("vol-path", volume, "--pool", pool))
