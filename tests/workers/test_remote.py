@@ -13,7 +13,7 @@ import pytest
 
 from jobvisor import Job, JobInfo, State, Supervisor, UsageError
 from jobvisor.asking import Options
-from jobvisor.testing import halt_at
+from jobvisor.testing import halt_at, kill_at
 from jobvisor_workers.protocol import Requester
 from support.far import far
 from support.frozen import blocked, frozen
@@ -341,6 +341,49 @@ def test_libvirtd_is_killed_at_its_work(start: Start, libvirtd: Libvirtd, volume
     libvirtd.start()
     assert (info.state, info.cause) == ("failed", "error")
     assert "the connection to qemu+ext://far.example/" in (info.errmsg or "")
+    assert info.warnings[0].startswith("libvirtd may go on and make vol://ext4/two, ")
+
+
+def test_a_killed_worker_says_what_it_leaves(
+    run: Run, start: Start, supervisor: Supervisor, libvirtd: Libvirtd, tmp_path: Path
+) -> None:
+    libvirtd.pool("ext4")
+    filled(tmp_path / "a", SIZE)
+    with kill_at(supervisor, "copy", after=2 * MIB) as death:
+        start("clone", source=str(tmp_path / "a"), target=ONE)
+    assert death.info.cause == "killed"
+    assert f"{ONE} may be left" in death.info.warnings[-1]
+    assert run("delete", volume=ONE).ok
+    assert libvirtd.volumes("ext4") == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("upload", {"volume": ONE, "source": "a"}),
+        ("download", {"volume": ONE, "target": "b"}),
+        ("checksum", {"volume": ONE}),
+        ("wipe", {"volume": ONE}),
+        ("resize", {"volume": ONE, "capacity": 2 * SIZE}),
+        ("delete", {"volume": ONE}),
+        ("create", {"target": "vol://ext4/two", "capacity": MIB}),
+        ("clone", {"source": ONE, "target": "vol://ext4/two"}),
+        ("clone", {"source": ONE, "target": "b"}),
+        ("clone", {"source": "a", "target": "vol://ext4/two"}),
+    ],
+)
+def test_a_dry_run_changes_nothing(
+    run: Run, libvirtd: Libvirtd, volume: Path, tmp_path: Path, name: str, args: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    filled(tmp_path / "a", MIB)
+    before = volume.read_bytes()
+    info = run(name, **args, dry_run=True)
+    assert info.ok, info.errmsg
+    assert info.result is not None
+    assert [each["path"] for each in info.result["reads"] + info.result["writes"]]
+    assert (volume.read_bytes(), libvirtd.volumes("ext4"), os.path.exists("b")) == (before, {"one"}, False)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for somebody else")

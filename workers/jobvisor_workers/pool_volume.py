@@ -130,6 +130,10 @@ def ask_for(
     try:
         return volume, call(worker, ask, f"{target} is made", tick)
     except pools.load().libvirtError as error:
+        if error.get_error_domain() == pools.load().VIR_FROM_RPC:
+            worker.warn(
+                f"libvirtd may go on and make {target}, of which this job then knows nothing; look, and delete it"
+            )
         raise there.problem(error, f"make {target}")
 
 
