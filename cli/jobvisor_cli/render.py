@@ -29,6 +29,8 @@ def subject(job_type: type[JobType], typed: Mapping[str, Any]) -> str:
     ]
     there = [name for name, written in named if not written]
     made = [name for name, written in named if written]
+    if not named:
+        return job_type.name()
     whole = f"{job_type.name()} of {' and '.join(there or made)}"
     return f"{whole} to {' and '.join(made)}" if there and made else whole
 

@@ -8,9 +8,12 @@ import shlex
 import signal
 import subprocess
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
+from jobvisor_cli import render
+from jobvisor_workers import JobType
 from support.command import PROGRAM, Cli, both_ways, hear_hangups, with_daemon
 from support.lock_scenes import wait_until
 from support.terminal import CTRL_C, Terminal
@@ -180,3 +183,11 @@ def test_a_dry_run_takes_no_data(cli: Cli) -> None:
     done = shell(cli, "R download img - --dry-run; R upload img - --dry-run")
     assert done.returncode == 0, done.stderr
     assert b"read " in done.stdout
+
+
+def test_a_job_without_volumes_is_called_by_its_type() -> None:
+    class Upper(JobType, tag="upper"):
+        reads_stdin: ClassVar[bool] = True
+
+    assert render.subject(Upper, {}) == "upper"
+    assert (Upper().has_stdin, Upper().has_stdout) == (True, False)
