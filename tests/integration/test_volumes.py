@@ -96,3 +96,10 @@ def test_a_killed_libvirtd_changes_nothing(
     places.libvirtd.start()
     assert places.names() == names_behind(row, scene, before)
     row.after(scene, info)
+
+
+def test_what_jobs_on_volumes_need_is_loaded_once(supervisor: Supervisor, libvirtd: Libvirtd) -> None:
+    libvirtd.make_volume("dir", "one", SIZE)
+    assert supervisor.start("checksum", volume="vol://dir/one", connect=libvirtd.uri).wait(60).ok
+    maps = [Path(f"/proc/{pid}/maps").read_text() for pid in supervisor._core.zygotes().result()]
+    assert any("libvirtmod" in each for each in maps)

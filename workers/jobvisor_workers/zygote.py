@@ -47,6 +47,7 @@ from jobvisor_workers.protocol import (
     decode_to_zygote,
     encode,
 )
+from jobvisor_workers.resources import pools
 from jobvisor_workers.runtime import NOT_MINE, Spawned
 from jobvisor_workers.settle import claim_of, read_life, settle
 
@@ -372,7 +373,9 @@ class Zygote:
 def _parsed(request: Request) -> JobType | None:
     """Here rather than in each worker: what a type needs is imported and made once, and shared by the forks."""
     try:
-        known = registry.is_loaded(request.type)
+        known = registry.is_loaded(request.type) and (not request.connect or "libvirt" in sys.modules)
+        if request.connect:
+            pools.load()
         job = registry.convert(request.type, request.args)
         job.resources()
         if not known:
