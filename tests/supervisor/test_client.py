@@ -311,7 +311,7 @@ def test_a_type_that_only_the_daemon_knows(
     """Which of its arguments are paths, and so to be made absolute, is asked first."""
     monkeypatch.chdir(tmp_path)
     before = os.umask(0o027)
-    arguments = [{"name": "disk", "resource": {"kind": "volume"}}, {"name": "word", "resource": None}]
+    arguments = [{"name": "disk", "resource": {"kind": "volume", "access": "read"}}, {"name": "word", "resource": None}]
     answers = [answer({"arguments": arguments}), answer(info(), 201)]
     with fake_daemon(path, *answers) as daemon, client_of(path) as client:
         client.start("test-far-away", disk=Path("a/b"), word="a/b", time_limit=2)
