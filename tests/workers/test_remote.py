@@ -28,7 +28,7 @@ SIZE = 9 * MIB
 @pytest.fixture(scope="module")
 def supervisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervisor]:
     home = tmp_path_factory.mktemp("home")
-    with Supervisor(home, types=["jobvisor_workers.testing"], grace=1) as supervisor:
+    with Supervisor(home, types=["jobvisor_workers.testing"]) as supervisor:
         yield supervisor
 
 
@@ -310,22 +310,8 @@ def test_an_abort_waits_for_libvirtd_and_takes_back_what_it_made(
         info = job.abort(wait=False)
         assert info.abort_effect == "nothing is stopped: libvirtd goes on until vol://ext4/two is made"
         assert job.info().state is State.ABORTING
-        with pytest.raises(TimeoutError):
-            job.wait(1.4)
     ended = job.wait(20)
     assert ended.state is State.ABORTED
-    assert ended.warnings == ["libvirtd could not be stopped: vol://ext4/two is made all the same"]
-    assert libvirtd.volumes("ext4") == {"one"}
-
-
-def test_a_time_limit_waits_for_libvirtd_too(start: Start, volume: Path, libvirtd: Libvirtd) -> None:
-    with frozen(volume.parent):
-        job = start("clone", source=ONE, target="vol://ext4/two", time_limit=0.3)
-        wait_until(lambda: blocked(libvirtd), "libvirtd is at work")
-        with pytest.raises(TimeoutError):
-            job.wait(1.4)
-    ended = job.wait(20)
-    assert ended.cause == "time-limit"
     assert ended.warnings == ["libvirtd could not be stopped: vol://ext4/two is made all the same"]
     assert libvirtd.volumes("ext4") == {"one"}
 

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from jobvisor_workers.jobtype import JobType
     from jobvisor_workers.worker import Volume, Worker
 
-#: Bytes of one message; libvirt's own loops send 256 KiB, and four times as slowly.
-MESSAGE: Final = 1 << 20
+#: Bytes of one message, as libvirtd itself sends them; four times as many were sent half as fast.
+MESSAGE: Final = 256 << 10
+#: Bytes that are gathered of what libvirtd sends.
+PIECE: Final = 1 << 20
 #: Seconds in which a request to end arrives, which also ended the program that carries the connection (ssh).
 PENDING: Final = 0.2
 NO_SPACE_WORDS: Final = "No space left on device"
@@ -128,8 +130,8 @@ class StreamSource:
         return count, is_data
 
     def _receive(self, view: memoryview) -> int:
-        """Up to one message's worth: libvirtd sends them cut in odd ways. Less, or 0, before a hole."""
-        count, most = 0, min(MESSAGE, self._left)
+        """A piece: libvirtd sends them cut in odd ways. Less, or 0, before a hole."""
+        count, most = 0, min(PIECE, self._left)
         while count < most:
             piece = self._next(most - count)
             if piece is None:
@@ -150,7 +152,7 @@ class StreamSource:
         return None
 
     def _end(self) -> None:
-        while self._next(MESSAGE) != b"":
+        while self._next(PIECE) != b"":
             pass
         self._volume.ask(self._stream.finish)
 
