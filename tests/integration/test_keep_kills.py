@@ -23,7 +23,7 @@ from jobvisor_workers.control import descendants
 from support.images import MIB, filled
 from support.keep_host import TYPES, step
 
-ROUNDS = max(1, int(os.environ.get("JOBVISOR_KILL_ROUNDS", "50")) // 10)
+ROUNDS = max(1, int(os.environ.get("JOBVISOR_KILL_ROUNDS", "50")) // 16)
 HOST = str(Path(__file__).parent.parent / "support" / "keep_host.py")
 
 pytestmark = pytest.mark.timeout(120 + 10 * ROUNDS)

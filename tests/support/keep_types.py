@@ -1,4 +1,4 @@
-"""Imported by zygotes: a worker notes what it has finished after each step, so that small volumes have maps too."""
+"""To be listed as types: workers note what they have finished after each step, so that small volumes have maps too."""
 
 from jobvisor_workers import keeping
 

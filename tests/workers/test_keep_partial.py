@@ -73,8 +73,7 @@ def temporaries(directory: Path) -> list[Path]:
     return list(directory.glob(".jobvisor-*"))
 
 
-@pytest.mark.parametrize("end", ["abort", "kill"])
-@pytest.mark.parametrize("sparse", [None, True, False])
+@pytest.mark.parametrize(("end", "sparse"), [("abort", None), ("kill", None), ("kill", True), ("abort", False)])
 def test_a_clone_goes_on_where_it_ended(
     supervisor: Supervisor, source: Path, tmp_path: Path, end: End, sparse: bool | None
 ) -> None:
@@ -359,16 +358,15 @@ def test_a_damaged_map_restarts_or_refuses(
 # --- work in place ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", ["abort", "kill"])
 @pytest.mark.parametrize(
-    ("algorithm", "phase", "passes_done"),
+    ("end", "algorithm", "phase", "passes_done"),
     [
-        ("zero", "pass 1 of 1: 0x00", 0),
-        ("random", "pass 1 of 1: random", 0),
-        ("dod", "pass 1 of 4: random", 0),
-        ("dod", "pass 2 of 4: 0x00", 1),
-        ("dod", "pass 4 of 4: verify 0xff", 3),
-        ("gutmann", "pass 7 of 35: 0x924924", 6),
+        ("abort", "zero", "pass 1 of 1: 0x00", 0),
+        ("kill", "zero", "pass 1 of 1: 0x00", 0),
+        ("kill", "random", "pass 1 of 1: random", 0),
+        ("abort", "dod", "pass 2 of 4: 0x00", 1),
+        ("kill", "dod", "pass 4 of 4: verify 0xff", 3),
+        ("kill", "gutmann", "pass 7 of 35: 0x924924", 6),
     ],
 )
 def test_a_wipe_goes_on_where_it_ended(

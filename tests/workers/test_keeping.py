@@ -131,6 +131,8 @@ def test_one_worker_at_a_time(begin: Begin, target: Path) -> None:
 
 
 def test_slow_disks_are_asked_less_often(begin: Begin, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "EVERY", 3.0)  # support.keep_types may have been here
+    monkeypatch.setattr(keeping, "COST", 30)
     held = begin()
     held.take(opened(target), [], None)
     assert not held.due()
