@@ -25,7 +25,10 @@ def hand_on(before: str, directory: str) -> None:
     if os.path.lexists(new):  # of a start that was not accepted, and whose id is given again
         os.unlink(new)
     if finished.read(before).processed:
-        os.link(os.path.join(before, finished.NAME), new)
+        try:
+            os.link(os.path.join(before, finished.NAME), new)
+        except OSError:  # a filesystem without hard links: it begins anew
+            pass
 
 
 def told(directory: str) -> Partial | None:

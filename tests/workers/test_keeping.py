@@ -184,6 +184,14 @@ def test_what_was_restored_from_before_is_noticed(begin: Begin, target: Path) ->
         begin(2).take(opened(target), [], None)
 
 
+def test_a_partial_is_nobody_elses_again(begin: Begin, target: Path) -> None:
+    """Its worker was killed between the last mode and the name."""
+    gone(begin, target, str(target))
+    target.chmod(0o664)
+    begin(2).take(opened(target), [], str(target))
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_a_partial_that_is_another_users_is_not_believed(begin: Begin, target: Path) -> None:
     gone(begin, target, str(target))

@@ -111,6 +111,8 @@ class Keeping:
             raise Held(self._request.args.get("target") or partial or "the volume", None, self._doing)
         if self.continues:
             self._prove(target, sources)
+            if self.partial:
+                os.fchmod(target, 0o600)  # it may have had its last mode when the worker was killed
         else:
             self._map = Map()
             os.ftruncate(self._fd, 0)
