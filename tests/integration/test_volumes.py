@@ -12,7 +12,7 @@ from jobvisor import Supervisor
 from jobvisor.testing import halt_at, kill_at
 from support.libvirtd import Libvirtd
 from support.places import Places, two_devices
-from support.volume_scene import SIZE
+from support.volume_scene import SIZE, same_bytes_in_two
 from support.volume_table import TABLE, Row, containers_in, names_behind, set_up
 
 #: Aborted is what a kind has of its own: plain files in tests/workers, ext4 and btrfs as dir and xfs are.
@@ -103,3 +103,20 @@ def test_what_jobs_on_volumes_need_is_loaded_once(supervisor: Supervisor, libvir
     assert supervisor.start("checksum", volume="vol://dir/one", connect=libvirtd.uri).wait(60).ok
     maps = [Path(f"/proc/{pid}/maps").read_text() for pid in supervisor._core.zygotes().result()]
     assert any("libvirtmod" in each for each in maps)
+
+
+def test_killed_between_the_last_step_and_the_refresh(
+    supervisor: Supervisor, places: Places, containers: dict[str, Path]
+) -> None:
+    scene = set_up(TABLE["clone raw"], "dir", places, containers)
+    with kill_at(supervisor, "refresh") as death:
+        supervisor.start("clone", connect=places.libvirtd.uri, **TABLE["clone raw"].arguments(scene))
+    # It is complete, and libvirtd was not told.
+    assert death.info.ok
+    assert death.info.warnings == [
+        "its worker was killed, and left: virsh may not see it yet; "
+        f"then: virsh -c {places.libvirtd.uri} pool-refresh dir"
+    ]
+    assert places.libvirtd.volumes() == {"one"}
+    assert places.libvirtd.refresh() == {"one", "two"}
+    same_bytes_in_two(scene, death.info)

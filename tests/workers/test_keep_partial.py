@@ -547,9 +547,7 @@ def test_a_download_goes_on(
     ("end", "how"),
     [("abort", {"expect": True}), ("kill", {"offset": 5000}), ("kill", {"sparse": True})],
 )
-def test_an_upload_goes_on(
-    supervisor: Supervisor, source: Path, tmp_path: Path, end: End, how: dict[str, Any]
-) -> None:
+def test_an_upload_goes_on(supervisor: Supervisor, source: Path, tmp_path: Path, end: End, how: dict[str, Any]) -> None:
     volume = filled(tmp_path / "volume.raw", SIZE + 10_000, seed=2)
     content, offset = source.read_bytes(), how.get("offset", 0)
     expected = bytearray(volume.read_bytes())

@@ -189,11 +189,14 @@ def _work(
             continued = {"continued_from": request.retry_of, "bytes_continued": report.continued}
             result = (result or {}) | continued
         _check_result(result)
+        if worker.pools:
+            worker.abort_effect = worker.pools.untold
         commit(result)
         if worker.pools:
             worker.phase("refresh")
             for text in worker.pools.refresh():
                 worker.warn(text)
+            worker.abort_effect = None
         return Result("completed", report, result)
     except Held as error:
         return _failed(report, error, resource=error.resource, holder=error.holder)

@@ -176,6 +176,12 @@ class Pools:
             time.sleep(0.02)
         return False
 
+    @property
+    def untold(self) -> str | None:
+        """What is so as long as `refresh` was not called."""
+        commands = [f"virsh -c {self.uri} pool-refresh {name}" for name in sorted(self.changed)]
+        return f"virsh may not see it yet; then: {' && '.join(commands)}" if commands else None
+
     def refresh(self) -> list[str]:
         """Tell libvirtd of what changed in its pools; returns what is to be told to the user."""
         warnings = []
