@@ -265,7 +265,8 @@ class Core:
             key = identify(path, new=True)
         except JobError as error:
             raise UsageError(str(error))
-        return self._submit(lambda: listing.mask(engine, path, key, self.uid, types))
+        others = listing.lockers(path)
+        return self._submit(lambda: listing.mask(engine, path, key, self.uid, types, others))
 
     def events(self, since: int | None, job: int | None, *, all_users: bool = False) -> LocalStream:
         """Of all own jobs, or of one that exists for who asks. Raises NotPermitted."""

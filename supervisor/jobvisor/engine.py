@@ -115,7 +115,8 @@ class Engine:
         record = self.records[job]
         whose = record.notes.owner_uid
         pid = self.pool.pids().get(job) if self.may_see(whose, seen_by) else None
-        return Holder("job", job=job, pid=pid, type=record.request.type, user=user_name(whose))
+        stopped = record.state is State.SUSPENDED
+        return Holder("job", job=job, pid=pid, type=record.request.type, user=user_name(whose), suspended=stopped)
 
     @staticmethod
     def may_see(owner: int, uid: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -14,9 +15,9 @@ from jobvisor.errors import NotPermitted, Unreachable, UsageError
 from jobvisor.info import JobInfo
 from jobvisor.schedule import Mask
 from jobvisor.states import State
-from jobvisor_workers import registry
+from jobvisor_workers import holders, registry
 from jobvisor_workers.jobtype import READ, Access
-from jobvisor_workers.protocol import Named, Requester, Seen
+from jobvisor_workers.protocol import Holder, Named, Requester, Seen
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
@@ -47,10 +48,33 @@ def jobs(engine: Engine, wanted: Wanted) -> Future[list[JobInfo]]:
     return engine.journal.post(lambda db: merge(store.final(db, states=[str(each) for each in wanted.states], **query)))
 
 
-def mask(engine: Engine, path: str, key: str, uid: int, types: dict[str, list[Access]]) -> Mask:
-    """As this user may see it; `types`: job type → the accesses that it declares."""
+def mask(
+    engine: Engine, path: str, key: str, uid: int, types: dict[str, list[Access]], others: Sequence[Holder] = ()
+) -> Mask:
+    """As this user may see it. `types`: job type → the accesses that it declares; `others`: who has locks on it."""
     held, waiting = ([engine.holder(job, uid) for job in each] for each in engine.schedule.users(key))
-    return Mask(path, engine.schedule.may_start(key, types), held, waiting)
+    ours = {holder.job for holder in held}
+    # A program of a job of ours is known by the job's mark; another supervisor's job of the same id is lost by that.
+    held += [other for other in others if other.kind != "job" or other.job not in ours]
+    forbidden = engine.schedule.forbidden(key, types)
+    may_start = sorted(types.keys() - forbidden.keys())
+    return Mask(path, may_start, held, waiting, {name: engine.holder(job, uid) for name, job in forbidden.items()})
+
+
+def lockers(path: str) -> list[Holder]:
+    """Who has locks on a file, by the kernel's tables: flock(1), a QEMU, jobs of other supervisors.
+
+    The file is not opened, since a close would take away the locks that the host program may have on it. Without that
+    nobody is found on a filesystem that shows another device than it has (btrfs, overlayfs).
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return []
+    name = b"%02x:%02x:%d" % (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+    found = [holders.flock_holder_of(name), holders.byte_holder_of(name, holders.QEMU_BYTES)]
+    known = {holder.pid: holder for holder in found if holder}
+    return list(known.values())
 
 
 def mask_for(engine: Engine, requester: Requester, path: str, types: dict[str, list[Access]]) -> Future[Mask]:

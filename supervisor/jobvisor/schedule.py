@@ -25,15 +25,17 @@ ENDLESS = 1 << 62
 
 
 class Mask(Struct, frozen=True):
-    """What may start on a resource now, which jobs have it, and which wait for it (in their order).
+    """What may start on a resource now, who has it, and which jobs wait for it (in their order).
 
-    Of other people's jobs only id, type and user are told.
+    `forbidden`: each other job type → the job in its way. Of other people's jobs only id, type, user and whether they
+    are suspended is told. `held_by` has others than jobs too, as far as the kernel's tables show their locks.
     """
 
     resource: str
     may_start: list[str]
     held_by: list[Holder]
     waiting: list[Holder]
+    forbidden: dict[str, Holder] = {}
 
 
 class _Entry:
@@ -210,13 +212,15 @@ class Schedule:
         waiting = [job for job in self.queued() if key in self._entries[job].needs]
         return sorted(self._active.get(key, {})), waiting
 
-    def may_start(self, key: str, types: Mapping[str, Iterable[Access]]) -> list[str]:
-        """The job types that fit now. `types`: job type → the accesses that it declares."""
-        return sorted(
-            name
-            for name, accesses in types.items()
-            if any(self.in_the_way({key: access}) is None for access in accesses)
-        )
+    def forbidden(self, key: str, types: Mapping[str, Iterable[Access]]) -> dict[str, int]:
+        """The job types that do not fit now → which job is in their way. `types`: → the accesses that it declares."""
+        found = {}
+        for name, accesses in sorted(types.items()):
+            blocked = [self.in_the_way({key: access}) for access in accesses]
+            first = next(iter(blocked), None)
+            if first is not None and None not in blocked:
+                found[name] = first[1]
+        return found
 
     def _obstacle(self, needs: Needs, rank: Rank) -> tuple[str, int] | None:
         for key, access in needs.items():

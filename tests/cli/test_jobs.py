@@ -371,7 +371,11 @@ def test_the_mask_of_a_volume(jobs: Cli) -> None:
     assert {"clone", "wipe"} <= set(rows[1].removeprefix("May start:").replace(",", "").split())
     start(jobs)
     jobs.run("start", "wipe", "img")
-    assert jobs.run("mask", "img").stdout.splitlines()[1:] == [
+    lines = jobs.run("mask", "img").stdout.splitlines()[1:]
+    (readers,) = [line for line in lines if line.endswith(": job 2 is in the way")]
+    (writers,) = [line for line in lines if line.endswith(": job 1 is in the way")]
+    assert (" checksum," in readers, " wipe:" in writers) == (True, True)
+    assert [line for line in lines if line not in (readers, writers)] == [
         "May start:        nothing",
         "Held by:          job 1 (pace img), running",
         "Waiting:          job 2 (wipe img), queued",

@@ -2,6 +2,7 @@
 
 import io
 import os
+import subprocess
 import threading
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -84,6 +85,27 @@ def test_jobs_on_one_resource_start_in_their_order(face: Face, gate: Path, image
         job.wait(10, until=State.RUNNING)
         Path(f"{gate}{number}").touch()
         assert job.wait(10).ok
+
+
+def test_the_mask_names_who_is_in_the_way_and_that_he_is_suspended(face: Face, gate: Path, image: Path) -> None:
+    job = face.start("test-look", gate=str(gate), volume=str(image))
+    job.wait(10, until=State.RUNNING)
+    job.suspend()
+    mask = face.mask(str(image))
+    assert (mask.forbidden["test-gate"].job, mask.forbidden["test-gate"].suspended) == (1, True)
+    assert "test-look" not in mask.forbidden
+    assert [(holder.job, holder.suspended) for holder in mask.held_by] == [(1, True)], "its lock is not told again"
+    job.resume()
+    gate.touch()
+    job.wait(10)
+    sleeper = subprocess.Popen(["flock", "--no-fork", str(image), "sleep", "60"])
+    try:
+        wait_until(lambda: face.mask(str(image)).held_by, 5, "the lock of another process")
+        (holder,) = face.mask(str(image)).held_by
+        assert (holder.kind, holder.pid, face.mask(str(image)).forbidden) == ("flock", sleeper.pid, {})
+    finally:
+        sleeper.kill()
+        sleeper.wait()
 
 
 def test_readers_share_a_resource(face: Face, gate: Path, image: Path) -> None:

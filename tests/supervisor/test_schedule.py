@@ -60,13 +60,13 @@ def test_a_job_that_leaves_the_queue_frees_its_place() -> None:
     assert started(made) == [2]
 
 
-def test_the_mask_tells_what_may_start_and_who_has_the_resource() -> None:
+def test_the_mask_tells_what_may_start_and_who_is_in_the_way() -> None:
     made = schedule({"a": READ}, {"a": WRITE})
     types = {"look": [READ], "overwrite": [WRITE], "both": [READ, WRITE]}
-    assert made.may_start("a", types) == []
+    assert made.forbidden("a", types) == {"both": 2, "look": 2, "overwrite": 1}
     made.begin(1)
-    assert (made.users("a"), made.may_start("a", types)) == (([1], [2]), [])
+    assert (made.users("a"), made.forbidden("a", types)) == (([1], [2]), {"both": 2, "look": 2, "overwrite": 1})
     made.leave(2)
-    assert made.may_start("a", types) == ["both", "look"]
+    assert made.forbidden("a", types) == {"overwrite": 1}
     made.leave(1)
-    assert made.may_start("a", types) == ["both", "look", "overwrite"]
+    assert made.forbidden("a", types) == {}

@@ -36,13 +36,14 @@ class Holder(Struct, frozen=True, omit_defaults=True):
     #: Of a job, where its supervisor tells: its type, and whose it is.
     type: str | None = None
     user: str | None = None
+    suspended: bool = False
 
     def __str__(self) -> str:
         match self.kind:
             case "job":
                 known = (self.type, self.user and f"of {self.user}", f"pid {self.pid}" if self.pid else None)
                 about = ", ".join(word for word in known if word)
-                return f"job {self.job}" + (f" ({about})" if about else "")
+                return f"job {self.job}" + (f" ({about})" if about else "") + (", suspended" if self.suspended else "")
             case "qemu":
                 return f"QEMU pid {self.pid}" + (f" (VM {self.vm})" if self.vm else f" ({self.command})")
             case "mount":
