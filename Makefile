@@ -15,7 +15,7 @@ demo: setup-demo ## clone a real disk image, with a progress bar, and prove the 
 	@sh docs/examples/demo.sh
 
 test: check ## everything: the linters, then pytest; ARGS='-k clone -x' goes to pytest
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 check: setup-test ## ruff, mypy, import-linter
 	$(BIN)/ruff check

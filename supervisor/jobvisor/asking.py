@@ -12,7 +12,6 @@ from msgspec import Struct
 from jobvisor.errors import NoSuchJob, UsageError
 from jobvisor.states import Goal, State, goal
 from jobvisor_workers.protocol import OnConflict
-from jobvisor_workers.resources import uri
 
 ON_CONFLICT: tuple[str, ...] = get_args(OnConflict)
 #: Characters of a hold's reason.
@@ -104,6 +103,8 @@ def connect_of(named: Iterable[object], connect: str | None, uid: int | None = N
 
     `uid`: the user who asked for it from elsewhere; None: this process, whose environment counts.
     """
+    from jobvisor_workers.resources import uri  # loads what a list of jobs can do without
+
     if not any(isinstance(each, str) and uri.is_name(each) for each in named):
         return None
     if connect is not None:

@@ -108,15 +108,19 @@ def test_reading_leaves_the_cache_as_it_was(tmp_path: Path, cold: bool) -> None:
     path = filled(tmp_path / "a", size)
     fd = os.open(path, os.O_RDONLY)
     try:
-        if cold:
-            os.fsync(fd)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            if in_memory(path):
-                pytest.skip("the test directory's filesystem keeps its pages")
-        reading = Reading(fd, size)
-        for offset, length in reading.steps([(0, size)], 4 * MIB):
-            assert len(os.pread(fd, length, offset)) == length
-            reading.done(offset, length)
+        # On a busy machine a cold file is taken for a cached one now and then: that is the safe side.
+        for _ in range(5 if cold else 1):
+            if cold:
+                os.fsync(fd)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                if in_memory(path):
+                    pytest.skip("the test directory's filesystem keeps its pages")
+            reading = Reading(fd, size)
+            for offset, length in reading.steps([(0, size)], 4 * MIB):
+                assert len(os.pread(fd, length, offset)) == length
+                reading.done(offset, length)
+            if reading.cold:
+                break
         if cold:
             assert in_memory(path) <= size // 4
         else:

@@ -348,7 +348,7 @@ def test_an_end_on_the_way_leaves_nothing(supervisor: Supervisor, tmp_path: Path
 
 def test_suspended_and_resumed_it_completes(supervisor: Supervisor, tmp_path: Path) -> None:
     target = tmp_path / "new"
-    job = supervisor.start("create", target=str(target), capacity=8 * MIB, prealloc="full", bandwidth=32 * MIB)
+    job = supervisor.start("create", target=str(target), capacity=8 * MIB, prealloc="full", bandwidth=4 * MIB)
     wait_until(lambda: job.info().phase == "fill", "it fills")
     job.suspend()
     assert not target.exists()

@@ -13,7 +13,6 @@ from jobvisor.asking import Options, check_options, checked_id, checked_reason, 
 from jobvisor.errors import UsageError
 from jobvisor.info import DaemonInfo, JobInfo, decode_info
 from jobvisor.states import Goal, State, Verb
-from jobvisor_workers.resources import uri
 
 if TYPE_CHECKING:
     from jobvisor.config import Setting
@@ -200,6 +199,8 @@ def daemon() -> Call[DaemonInfo]:
 
 def absolute(path: str | os.PathLike[str]) -> str:
     """The daemon has another working directory; libvirt's names are the same everywhere."""
+    from jobvisor_workers.resources import uri  # loads what a list of jobs can do without
+
     path = os.fspath(path)
     return path if uri.is_name(path) else os.path.join(os.getcwd(), path)
 
