@@ -13,6 +13,7 @@ from jobvisor import store
 from jobvisor.engine import Engine
 from jobvisor.errors import NotPermitted, Unreachable, UsageError
 from jobvisor.info import JobInfo
+from jobvisor.record import Record
 from jobvisor.schedule import Mask
 from jobvisor.states import State
 from jobvisor_workers import holders, registry
@@ -30,14 +31,16 @@ class Wanted(Struct, frozen=True, kw_only=True):
     since: float | None = None
     limit: int | None = None
 
-    def covers(self, live: JobInfo) -> bool:
-        fits = (not self.states or live.state in self.states) and self.type in (None, live.type)
-        return fits and self.owner in (None, live.owner_uid) and self.resource in (None, *live.resources)
+    def covers(self, live: Record) -> bool:
+        notes = live.notes
+        fits = (not self.states or live.state in self.states) and self.type in (None, live.request.type)
+        return fits and self.owner in (None, notes.owner_uid) and self.resource in (None, *notes.resources)
 
 
 def jobs(engine: Engine, wanted: Wanted) -> Future[list[JobInfo]]:
     """Live jobs from memory, ended ones from the journal; newest first."""
-    live = [info for info in map(engine.info_of, engine.records.values()) if wanted.covers(info)]
+    newest = sorted((record for record in engine.records.values() if wanted.covers(record)), key=lambda each: -each.id)
+    live = [engine.info_of(record) for record in newest[: wanted.limit]]
     known = {info.id for info in live}
     query: dict[str, Any] = {name: getattr(wanted, name) for name in ("type", "resource", "owner", "since", "limit")}
 
