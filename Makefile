@@ -22,12 +22,13 @@ check: setup-test ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup-bench ## beside today's best tools: launch, data rates, volumes, the command line; the daemon under load (2 GB)
+bench: setup-bench ## beside today's best tools: launch, data rates, volumes, the command line; the daemon under load (2 GB), its queue
 	$(BIN)/python bench/launch.py
 	$(BIN)/python bench/daemon.py
 	$(BIN)/python bench/data.py
 	$(BIN)/python bench/storage.py
 	$(BIN)/python bench/cli.py
+	$(BIN)/python bench/schedule.py
 
 # Idempotent, and once done it needs neither the network nor more than a second.
 setup-demo setup-test setup-bench: export NEEDED = $(NEEDED_BY)
