@@ -21,6 +21,8 @@ from urllib3.connection import HTTPConnection
 
 from jobvisor import Supervisor
 from jobvisor.testing import processes_of
+from jobvisor_workers import registry
+from jobvisor_workers.jobtype import JobType
 from support.http import Http, receive_all
 
 EXAMPLES = int(os.environ.get("JOBVISOR_API_EXAMPLES", "25"))
@@ -87,6 +89,7 @@ def _ask(cases: Any, session: requests.Session, directory: Path) -> None:
     @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     def ask(case: Any) -> None:
         _keep_below(case, directory)
+        _name_once(case)
         # A valid path may lead to a directory, which can be no resource; a word may be no job type.
         excluded = [positive_data_acceptance] if case.path in ("/v1/mask", "/v1/holds") else []
         case.call_and_validate(session=session, base_url=BASE, excluded_checks=excluded)
@@ -103,6 +106,13 @@ def _keep_below(case: Any, directory: Path) -> None:
                 job[name] = f"{directory}{value}"
 
 
+def _name_once(case: Any) -> None:
+    """A schema cannot say that a job is not to be named for two different ends."""
+    after = case.body.get("after") if isinstance(case.body, dict) else None
+    if isinstance(after, list) and all(isinstance(each, str) for each in after):
+        case.body["after"] = list({each.rpartition(":")[2]: each for each in after}.values())
+
+
 def test_the_document_names_every_job_type_and_endpoint(session: requests.Session) -> None:
     document = session.get(f"{BASE}/v1/openapi.json").json()
     named = document["components"]["schemas"]["Start"]["properties"]["job"]
@@ -111,6 +121,15 @@ def test_the_document_names_every_job_type_and_endpoint(session: requests.Sessio
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     assert len({operation["operationId"] for operation in operations}) == len(operations)
     assert "/v1/jobs/{id}/suspend" in document["paths"]
+
+
+def test_packages_may_call_their_classes_alike(session: requests.Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("test-first", "test-second"):
+        job_type = type("Start", (JobType,), {"__annotations__": {"word": str}, "__module__": name}, tag=name)
+        monkeypatch.setitem(registry._added, name, job_type)
+    document = session.get(f"{BASE}/v1/openapi.json").json()
+    mapping = document["components"]["schemas"]["Start"]["properties"]["job"]["discriminator"]["mapping"]
+    assert len({mapping["test-first"], mapping["test-second"], mapping["clone"]}) == 3
 
 
 def test_raw_nonsense_leaves_the_daemon_serving(supervisor: Supervisor, capfd: pytest.CaptureFixture[str]) -> None:

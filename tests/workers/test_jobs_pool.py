@@ -107,6 +107,7 @@ def test_what_a_device_holds_is_overwritten_only_when_that_is_said(libvirtd: Lib
     done("start", "ext4")
     assert (where / "kept").exists()
     done("destroy", "ext4")
+    libvirtd.wait_for_free("ext4")
     done("build", "ext4", overwrite=True)
     done("start", "ext4")
     assert not (where / "kept").exists()

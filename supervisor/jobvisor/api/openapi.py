@@ -125,18 +125,18 @@ def _declare_jobs(components: dict[str, Any]) -> None:
             job_types.append(registry.get(name))
         except Exception:  # a package that does not load: its type cannot be started, GET /v1/types says why
             pass
-    schemas, found = msgspec.json.schema_components(job_types, ref_template=REF)
-    for job_type in job_types:
+    # Of their own names, since what other packages call their classes is not known.
+    prefix = "job."
+    schemas, found = msgspec.json.schema_components(job_types, ref_template=REF.format(name=f"{prefix}{{name}}"))
+    components |= {f"{prefix}{name}": schema for name, schema in found.items()}
+    for job_type, schema in zip(job_types, schemas, strict=True):
         for field, resource in job_type.resources().items():
-            _make_absolute(found[job_type.__name__]["properties"][field], resource)
-    components |= found
+            _make_absolute(components[schema["$ref"].rpartition("/")[2]]["properties"][field], resource)
     components[Start.__name__]["properties"]["job"] = {
         "oneOf": schemas,
         "discriminator": {
             "propertyName": "type",
-            "mapping": {
-                each.name(): schema["$ref"] for each, schema in zip(job_types, schemas, strict=True) if "$ref" in schema
-            },
+            "mapping": {each.name(): schema["$ref"] for each, schema in zip(job_types, schemas, strict=True)},
         },
     }
 
