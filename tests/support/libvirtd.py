@@ -179,7 +179,7 @@ def running_session_libvirtd() -> Iterator[Libvirtd]:
         else:
             need("unshare")
             user = NOBODY
-            prelude = [*UNSHARE, "private", *_become(NOBODY), *FATE]
+            prelude = [*UNSHARE, "slave", *_become(NOBODY), *FATE]
         with _running(Libvirtd(place, "session", user, prelude)) as daemon:
             yield daemon
 
