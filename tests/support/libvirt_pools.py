@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import subprocess
@@ -89,9 +88,9 @@ class Pools:
         self.pool("disk")
         return f"{self._devices['disk'].name}p{number}"
 
-    def wait_for_free(self, pool: str) -> None:
-        """A filesystem is mounted also in the worlds of other tests, if they were made while it was here."""
-        wait_until(lambda: _is_free(self._devices[pool]), f"nobody else has the device of {pool} mounted")
+    def device(self, pool: str) -> Path:
+        """That of a pool that was asked for before."""
+        return self._devices[pool]
 
     def empty(self) -> None:
         """The pools that were asked for since the last time are as they were made: active, without volumes."""
@@ -167,16 +166,6 @@ def _clear(directory: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _is_free(device: Path) -> bool:
-    try:
-        os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        return False
-    return True
 
 
 def _wait_for_detached(device: Path) -> None:

@@ -107,11 +107,32 @@ def test_what_a_device_holds_is_overwritten_only_when_that_is_said(libvirtd: Lib
     done("start", "ext4")
     assert (where / "kept").exists()
     done("destroy", "ext4")
-    libvirtd.wait_for_free("ext4")
     done("build", "ext4", overwrite=True)
     done("start", "ext4")
     assert not (where / "kept").exists()
     (where / "lost+found").rmdir()
+
+
+def test_what_cannot_be_mounted_is_said_at_once(
+    supervisor: Supervisor, libvirtd: Libvirtd, start: Start, done: Any
+) -> None:
+    libvirtd.pool("ext4")
+    done("destroy", "ext4")
+    with open(libvirtd.device("ext4"), "r+b") as device:
+        device.write(bytes(MIB))
+    phases = set()
+    with supervisor.events() as events:
+        job = start("start", "ext4")
+        for event in events:
+            if event.job.id == job.id:
+                phases.add(event.job.phase)
+                if event.job.final:
+                    break
+    assert "cannot start pool://ext4: " in (job.info().errmsg or "")
+    assert "wait for libvirtd" not in phases, "libvirt's code for a busy pool is that of many defects"
+    done("build", "ext4", overwrite=True)
+    done("start", "ext4")
+    (libvirtd.directory / "ext4" / "lost+found").rmdir()
 
 
 def test_bad_input(supervisor: Supervisor, libvirtd: Libvirtd, own: Path, refused: Any, start: Start) -> None:

@@ -7,6 +7,7 @@ none of another map fits in. A line that is torn or garbled ends the map; what s
 
 from __future__ import annotations
 
+import errno
 import os
 import zlib
 
@@ -95,7 +96,7 @@ class Map:
         text = b"%08x " % crc + body + b"\n"
         try:
             if os.pwrite(fd, text, self.length) < len(text):
-                raise OSError(28, os.strerror(28))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
             os.ftruncate(fd, self.length)
             raise

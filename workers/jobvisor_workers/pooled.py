@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from jobvisor_workers.resources.pools import Pools
     from jobvisor_workers.worker import Worker
 
-#: What libvirt says when it has work of its own to do in the pool ("has asynchronous jobs running"), and of defects.
-BUSY = 1
-#: Seconds in which such work must end, and between two tries.
-BUSY_TIME, BUSY_PAUSE = 30.0, 0.2
 #: The phase of a job between two tries.
 WAITING = "wait for libvirtd"
 
@@ -33,24 +29,33 @@ def look(worker: Worker, resource: str, doing: str, *, active: bool | None) -> N
         raise JobError(f"cannot {doing} {resource}: it {state} at {there.uri}; {advice}")
 
 
-def act(worker: Worker, resource: str, doing: str, action: Callable[[libvirt.virStoragePool], Any], done: str) -> None:
+def act(
+    worker: Worker,
+    resource: str,
+    doing: str,
+    action: Callable[[libvirt.virStoragePool], Any],
+    done: str,
+    *,
+    active: bool = True,
+) -> None:
     """Let libvirtd do something with the pool, and wait until it has. `doing`: "start"; `done`: "started".
 
-    While libvirtd works on a volume in the pool this is tried again. Raises JobError.
+    While libvirtd works on a volume in the pool this is tried again; in one that is not `active` it does not. Raises
+    JobError.
     """
     there = _of(worker)
     pool = there.inactive_pool(uri.parse(resource).pool, resource)
-    deadline = time.monotonic() + BUSY_TIME
+    deadline = time.monotonic() + pools.BUSY_TIME
     while True:
         worker.phase(doing)
         try:
             call(worker, lambda: action(pool), f"{resource} is {done}")
             return
         except pools.load().libvirtError as error:
-            if error.get_error_code() != BUSY or time.monotonic() > deadline:
+            if not active or error.get_error_code() != pools.BUSY or time.monotonic() > deadline:
                 raise there.problem(error, f"{doing} {resource}")
         worker.phase(WAITING)
-        time.sleep(BUSY_PAUSE)
+        time.sleep(pools.BUSY_PAUSE)
 
 
 def result(worker: Worker, resource: str) -> dict[str, Any]:

@@ -38,5 +38,5 @@ class PoolBuild(JobType, tag="pool-build"):
             True: libvirt.VIR_STORAGE_POOL_BUILD_OVERWRITE,
             False: libvirt.VIR_STORAGE_POOL_BUILD_NO_OVERWRITE,
         }[self.overwrite]
-        pooled.act(worker, self.pool, "build", lambda pool: pool.build(flags), "built")
+        pooled.act(worker, self.pool, "build", lambda pool: pool.build(flags), "built", active=False)
         return pooled.result(worker, self.pool)

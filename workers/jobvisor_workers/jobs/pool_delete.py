@@ -25,5 +25,5 @@ class PoolDelete(JobType, tag="pool-delete"):
         pooled.look(worker, self.pool, "delete", active=False)
 
     def run(self, worker: Worker) -> dict[str, Any]:
-        pooled.act(worker, self.pool, "delete", lambda pool: pool.delete(0), "deleted")
+        pooled.act(worker, self.pool, "delete", lambda pool: pool.delete(0), "deleted", active=False)
         return pooled.result(worker, self.pool)

@@ -42,5 +42,5 @@ class PoolStart(JobType, tag="pool-start"):
                 True: libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD_OVERWRITE,
                 False: libvirt.VIR_STORAGE_POOL_CREATE_WITH_BUILD_NO_OVERWRITE,
             }[self.overwrite]
-        pooled.act(worker, self.pool, "start", lambda pool: pool.create(flags), "started")
+        pooled.act(worker, self.pool, "start", lambda pool: pool.create(flags), "started", active=False)
         return pooled.result(worker, self.pool)

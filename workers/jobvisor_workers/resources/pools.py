@@ -31,8 +31,10 @@ Job = TypeVar("Job", bound=JobType)
 DIRECTORIES = {"dir", "fs", "netfs"}
 #: Those whose volumes are block devices of this host, which only the pool's driver can make and delete.
 DRIVEN = {"disk", "logical", "zfs"}
-#: Seconds in which a pool that libvirtd is busy with must become free for a refresh, and between two looks.
-REFRESH_TIME, REFRESH_PAUSE = 30.0, 0.2
+#: What libvirt says when it has work of its own to do in the pool ("has asynchronous jobs running"), and of defects.
+BUSY = 1
+#: Seconds in which such work must end, and between two tries.
+BUSY_TIME, BUSY_PAUSE = 30.0, 0.2
 #: Looks at a file that changes while libvirtd and we describe it.
 LOOKS = 5
 
@@ -195,18 +197,16 @@ class Pools:
     def _refresh(self, name: str) -> None:
         import libvirt
 
-        deadline = time.monotonic() + REFRESH_TIME
+        deadline = time.monotonic() + BUSY_TIME
         while True:
             pool = self.inactive_pool(name, str(Name(name)))
             try:
                 pool.refresh(0)
                 return
             except libvirt.libvirtError as error:
-                # A job of libvirtd's own in that pool; there is no other code for it.
-                busy = error.get_error_code() == libvirt.VIR_ERR_INTERNAL_ERROR
-                if not busy or time.monotonic() > deadline:
+                if error.get_error_code() != BUSY or time.monotonic() > deadline:
                     raise self.problem(error, f"refresh pool {name}")
-            time.sleep(REFRESH_PAUSE)
+            time.sleep(BUSY_PAUSE)
 
     # --- the connection --------------------------------------------------------------------------------------
 
