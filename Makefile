@@ -75,7 +75,6 @@ zsh                 test   zsh                zsh
 fish                test   fish               fish
 man                 test   man-db             man-db
 groff               test   groff-base         groff-base
-jq                  test   jq                 jq
 scrub               bench  scrub              scrub
 nbdcopy             bench  libnbd-bin         libnbd
 rsync               bench  rsync              rsync

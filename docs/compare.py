@@ -22,21 +22,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from support.libvirtd import Libvirtd, running_system_libvirtd
+from support.libvirtd import VM, Libvirtd, running_system_libvirtd
 from support.lock_scenes import wait_until
 
 PAGE = Path(__file__).with_name("comparison.md")
 MIB = 1 << 20
 MARK = b"a guest's secret"
-VM = """
-<domain type='qemu'><name>web1</name><memory unit='MiB'>32</memory>
-  <os><type arch='x86_64' machine='pc'>hvm</type></os>
-  <devices>
-    <disk type='file'><driver name='qemu' type='raw'/><source file='{path}'/><target dev='vda' bus='virtio'/></disk>
-    <controller type='usb' model='none'/><memballoon model='none'/>
-  </devices>
-</domain>
-"""
 TEMPLATE = """\
 <!-- Made by docs/compare.py, which runs both sides: run it again after a change. -->
 # virsh and jobvisor, side by side

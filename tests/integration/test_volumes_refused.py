@@ -10,17 +10,7 @@ import pytest
 
 from jobvisor import JobInfo, Supervisor, UsageError
 from support.images import MIB, filled
-from support.libvirtd import Libvirtd
-
-VM = """
-<domain type='qemu'><name>web1</name><memory unit='MiB'>32</memory>
-  <os><type arch='x86_64' machine='pc'>hvm</type></os>
-  <devices>
-    <disk type='file'><driver name='qemu' type='raw'/><source file='{path}'/><target dev='vda' bus='virtio'/></disk>
-    <controller type='usb' model='none'/><memballoon model='none'/>
-  </devices>
-</domain>
-"""
+from support.libvirtd import VM, Libvirtd
 
 
 @pytest.fixture(scope="module")

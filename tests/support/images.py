@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,13 @@ def qemu_img(*words: str | Path | int) -> str:
     done = subprocess.run(["qemu-img", *map(str, words)], capture_output=True, text=True)
     assert done.returncode == 0, f"qemu-img {words}: {done.stderr}"
     return done.stdout
+
+
+def about(image: Path, kind: str | None = None) -> dict[str, Any]:
+    """All that qemu-img says of it; without a kind, by its first bytes."""
+    form = ["-f", kind] if kind else []
+    answer: dict[str, Any] = json.loads(qemu_img("info", "--output=json", *form, image))
+    return answer
 
 
 def identical(one: Path, other: Path, *options: str) -> bool:

@@ -48,6 +48,17 @@ printf '%s\n' 'user = "root"' 'group = "root"' 'dynamic_ownership = 0' 'remember
 exec "$@"
 """
 
+#: For `virsh create`: a VM with one raw disk, and nothing to boot.
+VM = """
+<domain type='qemu'><name>web1</name><memory unit='MiB'>32</memory>
+  <os><type arch='x86_64' machine='pc'>hvm</type></os>
+  <devices>
+    <disk type='file'><driver name='qemu' type='raw'/><source file='{path}'/><target dev='vda' bus='virtio'/></disk>
+    <controller type='usb' model='none'/><memballoon model='none'/>
+  </devices>
+</domain>
+"""
+
 CONFIG = """
 unix_sock_dir = "{directory}/sockets"
 unix_sock_group = "{group}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
 import shutil
@@ -18,6 +17,7 @@ import pytest
 from jobvisor import Cause, JobInfo, Supervisor
 from support.images import (
     MIB,
+    about,
     everything_in,
     filesystem,
     filled,
@@ -80,11 +80,6 @@ def refused(clone: Clone, tmp_path: Path) -> Callable[..., JobInfo]:
         return info
 
     return refused
-
-
-def about(image: Path) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(qemu_img("info", "--output=json", image))
-    return answer
 
 
 # --- raw ---------------------------------------------------------------------------------------------------------

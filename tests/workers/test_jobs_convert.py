@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import pytest
 from jobvisor import Cause, JobInfo, Supervisor
 from support.images import (
     MIB,
+    about,
     everything_in,
     filesystem,
     filled,
@@ -75,11 +75,6 @@ def refused(convert: Run, tmp_path: Path) -> Callable[..., JobInfo]:
         return info
 
     return refused
-
-
-def about(image: Path, kind: str) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(qemu_img("info", "--output=json", "-f", kind, image))
-    return answer
 
 
 @pytest.mark.parametrize("kind", ["raw", "qcow2", "qed", "vdi", "vmdk", "vpc", "vhdx", "parallels"])

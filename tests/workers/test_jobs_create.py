@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from jobvisor import Cause, JobInfo, Supervisor, UsageError
-from support.images import MIB, everything_in, filesystem, filled, identical, overlay, qcow2, qemu_img
+from support.images import MIB, about, everything_in, filesystem, filled, identical, overlay, qcow2, qemu_img
 from support.lock_scenes import loop_device, need, vm, wait_until
 
 SECRET = "öpen sesame, 99 %"
@@ -79,11 +79,6 @@ def key(tmp_path: Path) -> Path:
     path = tmp_path / "key"
     path.write_text(SECRET)
     return path
-
-
-def about(image: Path, kind: str) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(qemu_img("info", "--output=json", "-f", kind, image))
-    return answer
 
 
 @pytest.mark.parametrize("kind", ["raw", "qcow2", "qed", "vdi", "vmdk", "vpc", "vhdx", "parallels"])
