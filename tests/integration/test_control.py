@@ -15,6 +15,7 @@ from jobvisor import Cause, Job, State, Supervisor, WrongState
 from jobvisor.testing import halt_at, job_type, wait_until
 from jobvisor_workers import WRITE, JobType, Worker, new_volume, volume
 from jobvisor_workers.control import children_of, descendants, is_stopped
+from support.deaf_types import be_deaf
 
 ENDLESS = 'while :; do echo x >> "$0"; done'
 
@@ -70,12 +71,9 @@ class Deaf(JobType, tag="test-deaf"):
     """Ignore every request to end, as a worker in a long system call does."""
 
     def run(self, worker: Worker) -> None:
+        be_deaf()
         worker.phase("deaf")
-        while True:
-            try:
-                time.sleep(3600)
-            except BaseException:
-                pass
+        time.sleep(3600)
 
 
 @job_type
