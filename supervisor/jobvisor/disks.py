@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 
 SYS = "/sys/dev/block"
 #: Device mapper on md on partitions: nobody stacks more.
 DEEPEST = 16
+#: Seconds for which is believed what was found: each start asks, and sysfs takes 0.1 ms to tell.
+BELIEVED = 10.0
+
+_known: dict[int, tuple[float, list[str]]] = {}
 
 
 def below(device: int) -> list[str]:
@@ -15,9 +20,15 @@ def below(device: int) -> list[str]:
 
     What has none is called by the name of its server, or by the number: a filesystem in memory is a disk of its own.
     """
-    found: dict[str, None] = {}
-    _descend(device, found, DEEPEST)
-    return list(found)
+    now = time.monotonic()
+    seen, disks = _known.get(device, (-BELIEVED, []))
+    if now - seen >= BELIEVED:
+        found: dict[str, None] = {}
+        _descend(device, found, DEEPEST)
+        if len(_known) >= 1000:
+            _known.clear()
+        _known[device] = now, (disks := list(found))
+    return disks
 
 
 def named(device: str) -> str | None:

@@ -77,7 +77,8 @@ def _conclude(
             final = msgspec.structs.replace(final, warnings=[*final.warnings, text])
         store.finish(db, final)
         earlier = partial.tell_earlier(db, engine.home, final)
-        engine.pump.call(lambda: engine.correct(earlier))
+        if earlier:
+            engine.pump.call(lambda: engine.correct(earlier))
         return final
 
     _find_out(engine, record, work)

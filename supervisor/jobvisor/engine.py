@@ -69,11 +69,10 @@ class Engine:
         self._backlog = Backlog(self.pump, journal, self.hub)
 
     def admit(self, request: Request, notes: Notes) -> Record:
-        """A new record, at the end of the queue."""
+        """A new record, at the end of the queue; to be settled once it is known what it comes after."""
         record = Record(request, notes, os.path.join(self.home.job(request.id), "log"))
         self.records[record.id] = record
         self.schedule.enter(record.id, needs_of(notes), request.priority, counts_in(record))
-        self.settle(record)
         return record
 
     def settle(self, record: Record) -> None:

@@ -39,7 +39,7 @@ def load(engine: Engine) -> None:
         record.accepted = True
         if request.after:
             depending.await_others(engine, record, _ends(engine, request))
-            engine.settle(record)
+        engine.settle(record)
 
 
 def _ends(engine: Engine, request: Request) -> depending.Ends:
