@@ -86,6 +86,7 @@ def _own_rows(info: JobInfo) -> Iterator[tuple[str, str]]:
     for name, value in info.args.items():
         if value is not None:
             yield _label(name), _word(value)
+    yield "Libvirt", info.connect or ""
     result = info.result or {}
     for line in expected_lines(result).splitlines():
         verb, _, rest = line.strip().partition(" ")

@@ -340,6 +340,13 @@ def test_info_in_its_three_ways(jobs: Cli) -> None:
     assert two.returncode == 4
 
 
+def test_info_says_which_libvirt_was_asked(jobs: Cli) -> None:
+    uri = "qemu+unix:///system?socket=/nonexistent"
+    job = jobs.run("start", "checksum", "vol://p/v", "-c", uri, "--no-wait").stdout.strip()
+    jobs.run("wait", job)
+    assert f"Libvirt:          {uri}\n" in jobs.run("info", job).stdout
+
+
 def test_info_of_a_failure_ends_with_what_to_try(jobs: Cli) -> None:
     jobs.run("start", "checksum", "imgg")
     page = jobs.run("info").stdout.splitlines()
